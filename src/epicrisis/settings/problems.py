@@ -10,7 +10,7 @@ from dataclasses import dataclass
 class Problem:
     """One thing wrong with the input.
 
-    where: the key, file or column; what: what is wrong (counts, never a patient's content); fix: how to mend it.
+    where: the key, file or column; what: what is wrong (counts, never patient content); fix: how to mend it.
     """
 
     where: str

@@ -1,0 +1,54 @@
+"""One module per command; the only place where the other rooms are wired together."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from epicrisis.settings.problems import InputError
+
+COMMANDS = {
+    "synthesize": "write a synthetic MEDS cohort with labels and each subject's true risk",
+    "prepare": "events and labels become narratives and token ids, with a coverage report",
+    "train": "train any arm: pretrain or classify",
+    "predict": "a finished run and a split become predictions",
+    "evaluate": "a finished run's predictions become metrics with intervals, plots and a report",
+    "benchmark": "many arms on the same rows become one table and one report",
+    "check": "validate a config and its data, and say what a run would do; trains nothing",
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """`epicrisis <command> --config_filepath FILE [key=value …]`; returns the exit code."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(_overview())
+        return 0
+    if arguments[0] not in COMMANDS:
+        print(f"epicrisis: there is no command {arguments[0]!r}\n\n{_overview()}", file=sys.stderr)
+        return 2
+    return run_command(arguments[0], arguments[1:])
+
+
+def run_command(name: str, argv: Sequence[str] | None = None) -> int:
+    """Run one command on its own arguments: 0 where it went well, 2 with a message for bad input."""
+    parser = argparse.ArgumentParser(prog=f"epicrisis {name}", description=COMMANDS[name])
+    parser.add_argument("--config_filepath", type=Path, help="a YAML file; see configs/")
+    known, overrides = parser.parse_known_args(list(sys.argv[1:] if argv is None else argv))
+    try:
+        module = importlib.import_module(f"epicrisis.commands.{name}")
+        module.run(known.config_filepath, overrides)
+    except InputError as error:
+        print(f"epicrisis {name}: bad input", file=sys.stderr)
+        print("\n".join(f"- {problem}" for problem in error.problems), file=sys.stderr)
+        return 2
+    return 0
+
+
+def _overview() -> str:
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:<{width}}  {what}" for name, what in COMMANDS.items()]
+    return "usage: epicrisis COMMAND --config_filepath FILE [section.key=value ...]\n\n" + "\n".join(lines)

@@ -1,0 +1,99 @@
+"""`epicrisis benchmark`: many arms on the same rows, one table, one report."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from accelerate import PartialState
+
+from epicrisis.cohort import Cohort, rows_fingerprint
+from epicrisis.commands.inputs import open_cohort, open_lookups
+from epicrisis.commands.judging import Predictions, judge_and_report
+from epicrisis.commands.train import SPLITS_JUDGED, fit_and_predict, open_together
+from epicrisis.evaluation.predictions import read_predictions
+from epicrisis.narrative import Lookups
+from epicrisis.settings import InputError, Problem, Settings, load_settings, merge, refuse, settings_from
+from epicrisis.settings.load import parse_overrides, read_yaml
+from epicrisis.settings.schema import ArmSettings
+from epicrisis.tracking.progress import say
+from epicrisis.tracking.run_directory import RunDirectory, open_run
+from epicrisis.tracking.stamps import mark_done, stage_done
+
+_SHARED = ("data", "benchmark", "evaluation")
+"""What no arm may change: all are judged on the same rows in the same way."""
+
+
+def run(config_filepath: Path | None, overrides: Sequence[str]) -> None:
+    """Fit every arm of `benchmark.arms` and judge them together.
+
+    An arm that finished before with the same settings on the same rows is not run again.
+    """
+    settings = load_settings(config_filepath, overrides)
+    tree = merge(read_yaml(config_filepath) if config_filepath else {}, parse_overrides(overrides))
+    arms = {arm.name: arm_settings(settings, tree, arm) for arm in settings.benchmark.arms}
+    if not arms:
+        raise refuse("benchmark.arms", "no arm is listed", "list at least one, as configs/demo/benchmark.yaml does")
+    state = PartialState()
+    directory = open_together(_reopening(settings), state)
+    cohort = open_cohort(settings)
+    lookups = open_lookups(settings, cohort)
+    predictions = {name: _run_arm(own, cohort, lookups, name, state) for name, own in arms.items()}
+    if state.is_main_process:
+        judge_and_report(directory, settings, cohort, lookups, predictions)
+
+
+def arm_settings(settings: Settings, tree: dict[str, Any], arm: ArmSettings) -> Settings:
+    """The benchmark's settings with the arm's own on top, and a run directory of its own."""
+    own = parse_overrides([f"{key}={value}" for key, value in arm.overrides.items() if "." in key])
+    own = merge(own, {key: value for key, value in arm.overrides.items() if "." not in key})
+    shared = [key for key in own if key in _SHARED]
+    if shared:
+        raise InputError(
+            [Problem(f"benchmark.arms ({arm.name})", f"changes `{key}`", "set it once for all arms") for key in shared]
+        )
+    place = {"training": {"output_dir": str(_arm_path(settings, arm))}}
+    base = {key: value for key, value in tree.items() if key != "benchmark"}
+    return settings_from(merge(merge({"stage": "classify", **base}, own), place))
+
+
+def arm_directories(settings: Settings) -> dict[str, RunDirectory]:
+    """Each arm's run directory; empty where the config lists no arms."""
+    return {arm.name: RunDirectory(_arm_path(settings, arm)) for arm in settings.benchmark.arms}
+
+
+def _arm_path(settings: Settings, arm: ArmSettings) -> Path:
+    folder = re.sub(r"[^A-Za-z0-9]+", "-", arm.name).strip("-").lower()
+    return settings.training.output_dir / "arms" / folder
+
+
+def _reopening(settings: Settings) -> Settings:
+    """A benchmark may always go on in its folder: its arms know by themselves what is done."""
+    training = settings.training.model_copy(update={"resume": not settings.training.overwrite_output_dir})
+    return settings.model_copy(update={"training": training})
+
+
+def _run_arm(settings: Settings, cohort: Cohort, lookups: Lookups, name: str, state: PartialState) -> Predictions:
+    """Fit one arm, or read the predictions of the same arm run before on the same rows."""
+    path = settings.training.output_dir
+    directory = RunDirectory(path)
+    inputs = {
+        "settings": settings.resolved(),
+        "data": cohort.dataset.fingerprint(),
+        "rows": rows_fingerprint(cohort.rows),
+    }
+    if stage_done(path, "arm", inputs):
+        if state.is_main_process:
+            say(f"{name}: already there, {path}")
+        return {split: read_predictions(directory.predictions(split)) for split in SPLITS_JUDGED}
+    if state.is_main_process:
+        say(f"{name}: fitting")
+        open_run(path, settings.resolved(), overwrite=not settings.training.resume, resume=settings.training.resume)
+    state.wait_for_everyone()
+    predictions = fit_and_predict(settings, cohort, lookups, directory)
+    if state.is_main_process:
+        mark_done(path, "arm", inputs, [directory.predictions(split) for split in SPLITS_JUDGED])
+    state.wait_for_everyone()
+    return predictions

@@ -1,0 +1,103 @@
+"""`epicrisis train`: the one training entry for every arm and stage."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import polars as pl
+from accelerate import PartialState
+
+from epicrisis.cohort import Cohort
+from epicrisis.commands.arms import make_arm
+from epicrisis.commands.inputs import open_cohort, open_lookups
+from epicrisis.commands.judging import Predictions, judge_and_report
+from epicrisis.evaluation.predictions import binary_predictions, write_predictions
+from epicrisis.narrative import Lookups
+from epicrisis.settings import Settings, load_settings, refuse
+from epicrisis.tracking.progress import say
+from epicrisis.tracking.run_directory import RunDirectory, check_openable, open_run
+from epicrisis.tracking.trackers import track
+
+SPLITS_JUDGED = ("tuning", "held_out")
+
+
+def run(config_filepath: Path | None, overrides: Sequence[str]) -> None:
+    """Pretrain or classify, as the config says."""
+    settings = load_settings(config_filepath, overrides)
+    state = PartialState()
+    run_directory = open_together(settings, state)
+    with state.main_process_first():  # converting foreign data writes files; the others find them
+        cohort = open_cohort(settings)
+    lookups = open_lookups(settings, cohort)
+    with track(run_directory, settings, active=state.is_main_process) as tracked:
+        if settings.stage == "pretrain":
+            pretrain_stage(settings, cohort, lookups, tracked)
+            return
+        predictions = fit_and_predict(settings, cohort, lookups, tracked)
+        if state.is_main_process:
+            assert settings.arm is not None
+            judge_and_report(tracked, settings, cohort, lookups, {settings.arm: predictions})
+
+
+def open_together(settings: Settings, state: PartialState) -> RunDirectory:
+    """Open the run directory once; every process refuses an unusable one, so that none waits for another."""
+    training = settings.training
+    directory = RunDirectory(training.output_dir)
+    check_openable(directory, training.overwrite_output_dir, training.resume)
+    state.wait_for_everyone()
+    if state.is_main_process:
+        open_run(training.output_dir, settings.resolved(), training.overwrite_output_dir, training.resume)
+    state.wait_for_everyone()
+    return directory
+
+
+def pretrain_stage(settings: Settings, cohort: Cohort, lookups: Lookups, run_directory: RunDirectory) -> None:
+    """Continued pretraining on each train subject's latest visible history; leaves a clinical adapter."""
+    from epicrisis.llm.arm import pretrain
+
+    rows = latest_rows(cohort.rows.filter(pl.col("split").is_in(["train", "tuning"])))
+    metrics = pretrain(settings, lookups, rows, cohort.history(rows), run_directory)
+    if PartialState().is_main_process:
+        text = (
+            f"continued pretraining of {settings.model.model_name}: tuning perplexity "
+            f"{metrics['perplexity_before']:.3f} before, {metrics['perplexity']:.3f} after"
+        )
+        run_directory.finish({"stage": "pretrain", **metrics, "cohort_notes": cohort.notes}, text)
+        say(f"{text}; adapter in {run_directory.dir / 'adapters' / 'clinical'}")
+
+
+def latest_rows(rows: pl.DataFrame) -> pl.DataFrame:
+    """One row per subject, the last: its visible history holds those of the earlier ones."""
+    return rows.sort("subject_id", "prediction_time").unique("subject_id", keep="last", maintain_order=True)
+
+
+def fit_and_predict(settings: Settings, cohort: Cohort, lookups: Lookups, run_directory: RunDirectory) -> Predictions:
+    """Fit one arm on train and tuning, keep it, and predict tuning and held_out."""
+    refuse_unless_binary(cohort)
+    arm = make_arm(settings, lookups)
+    learnt_on = cohort.rows.filter(pl.col("split").is_in(["train", "tuning"]))
+    fitted = arm.fit(learnt_on, cohort.history(learnt_on), run_directory)
+    judged = cohort.rows.filter(pl.col("split").is_in(SPLITS_JUDGED))
+    probabilities = binary_predictions(judged, fitted.predict(judged, cohort.history(judged)))
+    predictions = {}
+    for split in SPLITS_JUDGED:
+        predictions[split] = probabilities.filter(judged["split"] == split)
+        if PartialState().is_main_process:
+            write_predictions(predictions[split], run_directory.predictions(split))
+    if PartialState().is_main_process:
+        fitted.save(run_directory.dir)
+    PartialState().wait_for_everyone()
+    return predictions
+
+
+def refuse_unless_binary(cohort: Cohort) -> None:
+    """Raise InputError for a task that no arm of this version can do."""
+    if cohort.task.kind == "none":
+        raise refuse("data.labels_dir", "is not given", "classification needs labels: give a task's folder")
+    if cohort.task.kind != "binary":
+        raise refuse(
+            "data.labels_dir",
+            f"the task `{cohort.task.name}` is {cohort.task.kind}",
+            "the arms of this version answer binary tasks: give boolean_value labels",
+        )

@@ -1,0 +1,1 @@
+"""Narratives become token ids, and token ids become batches."""

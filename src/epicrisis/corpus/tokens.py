@@ -1,0 +1,68 @@
+"""The one way in which a narrative becomes token ids, for pretraining, classification and generation alike."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+
+from transformers import PreTrainedTokenizerBase
+
+from epicrisis.settings import refuse
+
+
+def encode_narratives(tokenizer: PreTrainedTokenizerBase, narratives: Sequence[str]) -> list[list[int]]:
+    """Token ids per narrative: BOS where the tokenizer has one, then the text; no EOS, no padding."""
+    if not narratives:
+        return []
+    bos = [tokenizer.bos_token_id] if tokenizer.bos_token_id is not None else []
+    encoded = tokenizer(list(narratives), add_special_tokens=False)["input_ids"]
+    return [bos + ids for ids in encoded]
+
+
+def count_tokens(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[int]:
+    """Tokens per text, without special tokens."""
+    return [len(ids) for ids in tokenizer(list(texts), add_special_tokens=False)["input_ids"]] if texts else []
+
+
+def prompt_text(question: str) -> str:
+    """What follows the narrative when an answer is asked for."""
+    return f"\n\nQuestion: {question}\nAnswer:"
+
+
+def encode_prompt(tokenizer: PreTrainedTokenizerBase, question: str) -> list[int]:
+    """Token ids of the question that is laid after a narrative's ids."""
+    return tokenizer(prompt_text(question), add_special_tokens=False)["input_ids"]
+
+
+def answer_token_ids(tokenizer: PreTrainedTokenizerBase, question: str, answers: Sequence[str]) -> list[int]:
+    """The first token of each answer as it follows the prompt.
+
+    Raises InputError where two answers begin with the same token, since their first-token
+    log-probabilities could then not tell them apart.
+    """
+    prompt = encode_prompt(tokenizer, question)
+    ids = [_first_token_after(tokenizer, prompt, prompt_text(question), answer) for answer in answers]
+    if len(set(ids)) != len(ids):
+        raise refuse(
+            "model.answers",
+            f"{list(answers)} do not each begin with a token of their own in this tokenizer",
+            "choose words that begin differently, or set model.head: score",
+        )
+    return ids
+
+
+def _first_token_after(tokenizer: PreTrainedTokenizerBase, prompt: list[int], text: str, answer: str) -> int:
+    joint = tokenizer(f"{text} {answer}", add_special_tokens=False)["input_ids"]
+    if joint[: len(prompt)] != prompt or len(joint) == len(prompt):
+        raise refuse(
+            "model.answers",
+            f"{answer!r} changes how the question before it is tokenised",
+            "choose another word, or set model.head: score",
+        )
+    return joint[len(prompt)]
+
+
+def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
+    """A hash of everything that decides the ids: vocabulary, merges, normalisation, BOS."""
+    text = tokenizer.backend_tokenizer.to_str() + repr(tokenizer.bos_token_id)
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()

@@ -1,0 +1,209 @@
+"""Every arm on the same rows: metrics with intervals, next to the oracle, as a table."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import polars as pl
+from rich.console import Console
+from rich.table import Table
+
+from epicrisis.evaluation.bootstrap import Draws, Estimate, bootstrap, lift_share, paired_difference
+from epicrisis.evaluation.calibration import Temperature, apply_temperature
+from epicrisis.evaluation.metrics import METRICS
+from epicrisis.evaluation.predictions import check_rows_match, checked
+from epicrisis.settings.problems import refuse
+
+LIFT_SHARE = "oracle_lift_share"
+CALIBRATED = {"brier": "brier_calibrated", "ece": "ece_calibrated"}
+RESULTS_SCHEMA = pl.Schema(
+    {
+        **dict.fromkeys(("dataset", "task", "arm", "split"), pl.String()),
+        **dict.fromkeys(("k", "replicate"), pl.Int64()),
+        "metric": pl.String(),
+        **dict.fromkeys(("value", "lower", "upper"), pl.Float64()),
+        **dict.fromkeys(("n", "n_positive"), pl.Int64()),
+    }
+)
+
+
+@dataclass(frozen=True)
+class Scope:
+    """What was judged. k and replicate belong to few-shot runs; None means all training rows."""
+
+    dataset: str
+    task: str
+    split: str = "held_out"
+    k: int | None = None
+    replicate: int | None = None
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """The outcome of judging: estimates by arm and metric, on n rows of which n_positive are positive.
+
+    draws: each arm's resamples, for further paired comparisons. temperatures: as given to `judge`.
+    """
+
+    scope: Scope
+    n: int
+    n_positive: int
+    n_subjects: int
+    estimates: dict[str, dict[str, Estimate]]
+    draws: dict[str, Draws] = field(repr=False)
+    temperatures: dict[str, Temperature]
+    oracle: str | None
+
+    @property
+    def results(self) -> pl.DataFrame:
+        """The contract's results table: one row per arm and metric, value empty where undefined."""
+        scope: dict[str, Any] = {
+            "dataset": self.scope.dataset,
+            "task": self.scope.task,
+            "split": self.scope.split,
+        }
+        scope |= {"k": self.scope.k, "replicate": self.scope.replicate}
+        counts = {"n": self.n, "n_positive": self.n_positive}
+        rows = [
+            {
+                **scope,
+                "arm": arm,
+                "metric": metric,
+                "value": e.value,
+                "lower": e.lower,
+                "upper": e.upper,
+                **counts,
+            }
+            for arm, metrics in self.estimates.items()
+            for metric, e in metrics.items()
+        ]
+        return pl.DataFrame(rows, schema=RESULTS_SCHEMA)
+
+    @property
+    def undefined(self) -> pl.DataFrame:
+        """arm, metric, reason: each number, or interval, that does not exist."""
+        rows = [
+            (arm, metric, e.reason)
+            for arm, metrics in self.estimates.items()
+            for metric, e in metrics.items()
+            if e.reason is not None
+        ]
+        return pl.DataFrame(rows, schema={"arm": pl.String, "metric": pl.String, "reason": pl.String}, orient="row")
+
+    @property
+    def left_out(self) -> pl.DataFrame:
+        """arm, metric, n_left_out, n_resamples: where a metric exists, but not in every resample."""
+        rows = [
+            (arm, metric, e.n_left_out, e.n_resamples)
+            for arm, metrics in self.estimates.items()
+            for metric, e in metrics.items()
+            if e.n_left_out and e.value is not None
+        ]
+        schema = {"arm": pl.String, "metric": pl.String, "n_left_out": pl.Int64, "n_resamples": pl.Int64}
+        return pl.DataFrame(rows, schema=schema, orient="row")
+
+    def differences(self, baseline: str, metric: str = "auroc") -> dict[str, Estimate]:
+        """Each arm's metric minus the baseline's, paired by resample; without the oracle."""
+        others = [arm for arm in self.draws if arm not in (baseline, self.oracle)]
+        return {arm: paired_difference(self.draws[arm], self.draws[baseline], metric) for arm in others}
+
+
+def judge(
+    predictions_by_arm: Mapping[str, pl.DataFrame],
+    rows: pl.DataFrame,
+    scope: Scope,
+    *,
+    oracle: str | None = "oracle",
+    temperatures: Mapping[str, Temperature] | None = None,
+    n_resamples: int = 2000,
+    seed: int = 0,
+) -> Judgement:
+    """Score every arm on exactly the labelled rows of one split.
+
+    predictions_by_arm: uncalibrated predictions tables, in the order to print. rows: the cohort's rows of the
+    split, with Boolean labels. oracle: the arm that holds the true risks, if it is among them. temperatures:
+    fitted on tuning; they add the metrics brier_calibrated and ece_calibrated (a temperature does not alter
+    AUROC or AUPRC). Raises InputError if there is no arm, or one whose rows or labels are not those of
+    `rows`.
+    """
+    if not predictions_by_arm:
+        raise refuse("evaluation", "there are no predictions to judge", "run predict for at least one arm first")
+    tables = {arm: checked(table, f"predictions of {arm}") for arm, table in predictions_by_arm.items()}
+    check_rows_match(tables, rows)
+    temperatures = {arm: fitted for arm, fitted in (temperatures or {}).items() if arm in tables}
+    draws = {arm: bootstrap(table, n_resamples, seed) for arm, table in tables.items()}
+    estimates = {arm: {metric: drawn.estimate(metric) for metric in METRICS} for arm, drawn in draws.items()}
+    for arm, fitted in temperatures.items():
+        estimates[arm] |= _calibrated(tables[arm], fitted, n_resamples, seed)
+    best = draws.get(oracle) if oracle else None
+    if best is not None:
+        for arm, drawn in draws.items():
+            estimates[arm][LIFT_SHARE] = lift_share(drawn, best)
+    n_positive, n_subjects = int(rows["label"].sum()), rows["subject_id"].n_unique()
+    return Judgement(
+        scope, rows.height, n_positive, n_subjects, estimates, draws, temperatures, oracle if best else None
+    )
+
+
+def results_table(judgement: Judgement, all_metrics: bool = False) -> Table:
+    """The closing table: arm, AUROC, interval, share of the oracle's lift over 0.5; on demand all metrics."""
+    scope = judgement.scope
+    others = ("auprc", "brier", "ece") if all_metrics else ()
+    title = f"{scope.dataset} · {scope.task} · {scope.split}: {judgement.n} rows, {judgement.n_positive} positive"
+    table = Table(title=title, title_justify="left")
+    table.add_column("arm")
+    for heading in ("AUROC", "95% interval", "share of oracle's lift", *map(str.upper, others)):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for arm, metrics in judgement.estimates.items():
+        auroc, share = metrics["auroc"], metrics.get(LIFT_SHARE)
+        further = [number(metrics[metric].value) for metric in others]
+        table.add_row(arm, number(auroc.value), interval_text(auroc), percent(share.value if share else None), *further)
+    return table
+
+
+def results_text(judgement: Judgement, width: int = 120) -> str:
+    """The closing table with all metrics, and why some are undefined, as plain text for SUMMARY.txt."""
+    console = Console(width=width, no_color=True, force_terminal=False)
+    with console.capture() as captured:
+        console.print(results_table(judgement, all_metrics=True))
+    return "\n".join([captured.get().rstrip(), *_footnotes(judgement)])
+
+
+def print_results(judgement: Judgement, console: Console | None = None) -> None:
+    """Print the closing table with its footnotes."""
+    console = console or Console()
+    console.print(results_table(judgement))
+    for line in _footnotes(judgement):
+        console.print(line, markup=False, highlight=False)
+
+
+def number(value: float | None) -> str:
+    """Three decimals, or a word where there is no number."""
+    return "undefined" if value is None else f"{value:.3f}"
+
+
+def interval_text(estimate: Estimate) -> str:
+    """`0.612 to 0.744`, or a dash where there is no interval."""
+    return "–" if estimate.lower is None else f"{estimate.lower:.3f} to {estimate.upper:.3f}"
+
+
+def percent(value: float | None) -> str:
+    """Whole percent, or a dash where there is no number."""
+    return "–" if value is None else f"{100 * value:.0f}%"
+
+
+def _calibrated(table: pl.DataFrame, fitted: Temperature, n_resamples: int, seed: int) -> dict[str, Estimate]:
+    drawn = bootstrap(apply_temperature(table, fitted), n_resamples, seed)
+    return {name: drawn.estimate(metric) for metric, name in CALIBRATED.items()}
+
+
+def _footnotes(judgement: Judgement) -> list[str]:
+    """One line per distinct reason why a number or interval is missing, with the metrics that it concerns."""
+    if judgement.undefined.is_empty():
+        return []
+    grouped = judgement.undefined.group_by("reason", maintain_order=True).agg(
+        pl.col("metric").unique(maintain_order=True)
+    )
+    return [f"undefined: {', '.join(metrics)}: {reason}" for reason, metrics in grouped.iter_rows()]

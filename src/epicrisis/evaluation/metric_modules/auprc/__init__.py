@@ -1,0 +1,1 @@
+"""The auprc module for Hugging Face evaluate."""

@@ -1,0 +1,1 @@
+"""The auroc module for Hugging Face evaluate."""

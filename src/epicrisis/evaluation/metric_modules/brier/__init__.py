@@ -1,0 +1,1 @@
+"""The brier module for Hugging Face evaluate."""

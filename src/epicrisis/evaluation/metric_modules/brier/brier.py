@@ -1,0 +1,38 @@
+"""Mean squared difference of probability and outcome; equals brier_score_loss."""
+
+from typing import Any
+
+import datasets
+import evaluate
+import numpy as np
+
+from epicrisis.evaluation.metrics import point_scores, why_undefined
+
+INPUTS = """
+Args:
+    prediction_scores: the probability of each row's label being true.
+    references: the labels, 0 or 1.
+Returns:
+    brier: the value, or None where it does not exist.
+    reason: why it does not exist, or None.
+"""
+
+
+class Brier(evaluate.Metric):
+    """Hugging Face evaluate metric; see the module's first line."""
+
+    def _info(self) -> evaluate.MetricInfo:
+        features = datasets.Features(
+            {"prediction_scores": datasets.Value("float64"), "references": datasets.Value("int32")}
+        )
+        return evaluate.MetricInfo(
+            description=__doc__ or "",
+            citation="Brier 1950, Monthly Weather Review 78(1):1-3",
+            inputs_description=INPUTS,
+            features=features,
+        )
+
+    def _compute(self, prediction_scores: Any, references: Any) -> dict[str, float | str | None]:
+        labels = np.asarray(references, dtype=bool)
+        value = point_scores(labels, np.asarray(prediction_scores, dtype=np.float64))["brier"]
+        return {"brier": value, "reason": why_undefined("brier", labels)}

@@ -1,0 +1,1 @@
+"""The ece module for Hugging Face evaluate."""

@@ -1,0 +1,170 @@
+"""ROC, precision-recall and reliability plots of all arms on one task, as PNG files."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from sklearn.metrics import precision_recall_curve, roc_curve
+
+from epicrisis.evaluation.calibration import reliability_curve
+from epicrisis.evaluation.metrics import point_scores, why_undefined
+from epicrisis.evaluation.predictions import PROBABILITY
+from epicrisis.tracking.run_directory import replacing
+
+# Okabe & Ito's palette, told apart by colour-blind readers; line styles say the same in grey print.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+LINES: tuple[Any, ...] = ("-", "--", "-.", (0, (1, 1)), (0, (5, 1, 1, 1, 1, 1)), (0, (3, 1)), ":")
+ORACLE_STYLE: dict[str, Any] = {"color": "#555555", "linestyle": (0, (6, 2)), "linewidth": 1.4}
+GUIDE: dict[str, Any] = {"color": "#bbbbbb", "linewidth": 1, "zorder": 0}
+PANELS_PER_ROW = 3
+
+Arms = Mapping[str, pl.DataFrame]
+
+
+def plot_all(predictions_by_arm: Arms, folder: Path, title: str, oracle: str | None = "oracle") -> dict[str, Path]:
+    """Write roc.png, pr.png and reliability.png into `folder`; give {name: path}.
+
+    title: names data set, task and split. A curve that does not exist (one class only) is told in its place.
+    """
+    makers = {"roc": plot_roc, "pr": plot_precision_recall, "reliability": plot_reliability}
+    return {
+        name: save(make(predictions_by_arm, title, oracle), folder / f"{name}.png") for name, make in makers.items()
+    }
+
+
+def plot_roc(predictions_by_arm: Arms, title: str, oracle: str | None = "oracle") -> Figure:
+    """ROC curves; the legend gives each arm's AUROC, in the order of the arms."""
+    figure = _figure(f"ROC · {title}")
+    axes = _unit_square(figure, "false positive rate (1 − specificity)", "true positive rate (sensitivity)")
+    if _told_undefined(axes, predictions_by_arm, "auroc"):
+        return figure
+    axes.plot([0, 1], [0, 1], **GUIDE)
+    for arm, style in _styles(predictions_by_arm, oracle).items():
+        labels, probabilities = _columns(predictions_by_arm[arm])
+        false_positive_rate, true_positive_rate, _ = roc_curve(labels, probabilities)
+        label = _legend_entry(arm, "auroc", labels, probabilities)
+        axes.plot(false_positive_rate, true_positive_rate, label=label, **style)
+    axes.legend(title="arm, AUROC", loc="lower right", frameon=False, fontsize=9, alignment="left")
+    return figure
+
+
+def plot_precision_recall(predictions_by_arm: Arms, title: str, oracle: str | None = "oracle") -> Figure:
+    """Precision against recall; the grey line is the share of positives, which chance reaches."""
+    figure = _figure(f"Precision-recall · {title}")
+    axes = _unit_square(figure, "recall (sensitivity)", "precision (positive predictive value)")
+    if _told_undefined(axes, predictions_by_arm, "auprc"):
+        return figure
+    for arm, style in _styles(predictions_by_arm, oracle).items():
+        labels, probabilities = _columns(predictions_by_arm[arm])
+        label = _legend_entry(arm, "auprc", labels, probabilities)
+        axes.step(*precision_steps(labels, probabilities), where="pre", label=label, **style)
+    prevalence = float(_columns(next(iter(predictions_by_arm.values())))[0].mean())
+    axes.axhline(prevalence, label=f"chance  {prevalence:.3f}", **GUIDE)
+    axes.legend(title="arm, AUPRC", loc="upper right", frameon=False, fontsize=9, alignment="left")
+    return figure
+
+
+def plot_reliability(predictions_by_arm: Arms, title: str, oracle: str | None = "oracle") -> Figure:
+    """Observed rate against mean probability, a panel per arm: ten bins of equal row count, 95% intervals."""
+    n_rows = -(-len(predictions_by_arm) // PANELS_PER_ROW)
+    n_columns = min(PANELS_PER_ROW, len(predictions_by_arm))
+    figure = _figure(f"Reliability · {title}", size=(3.1 * max(2, n_columns), 3.0 * n_rows + 0.4))
+    panels = figure.subplots(n_rows, n_columns, sharex=True, sharey=True, squeeze=False).ravel()
+    highest = 0.0
+    for axes, (arm, style) in zip(panels, _styles(predictions_by_arm, oracle).items(), strict=False):
+        highest = max(highest, _draw_reliability(axes, arm, predictions_by_arm[arm], str(style["color"])))
+    limit = min(1.0, 1.05 * highest) if highest else 1.0
+    panels[0].set(xlim=(-0.03 * limit, 1.03 * limit), ylim=(-0.03 * limit, 1.03 * limit))
+    for axes in panels[len(predictions_by_arm) :]:
+        axes.set_visible(False)
+    figure.supxlabel("mean predicted probability", fontsize=10)
+    figure.supylabel("observed rate", fontsize=10)
+    return figure
+
+
+def precision_steps(labels: np.ndarray, probabilities: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Recall and precision where recall rises: the very steps that average precision sums."""
+    precision, recall, _ = precision_recall_curve(labels, probabilities)
+    # scikit-learn goes from recall 1 down to 0 and appends a point (0, 1) that no threshold reaches.
+    precision, recall = precision[:-1][::-1], recall[:-1][::-1]
+    rises = np.diff(recall, prepend=0) > 0
+    return np.r_[0, recall[rises]], np.r_[precision[rises][:1], precision[rises]]
+
+
+def save(figure: Figure, path: Path) -> Path:
+    """Write the figure as PNG, in one piece."""
+    with replacing(path) as part:
+        figure.savefig(part, format="png", dpi=150)
+    return path
+
+
+def _figure(title: str, size: tuple[float, float] = (6.4, 6.2)) -> Figure:
+    # A Figure of its own, not pyplot's: no window system is asked for, and nothing lives on after saving.
+    figure = Figure(figsize=size, layout="constrained")
+    FigureCanvasAgg(figure)
+    figure.suptitle(title, fontsize=11, x=0.02, ha="left")
+    return figure
+
+
+def _unit_square(figure: Figure, x_label: str, y_label: str) -> Axes:
+    axes = figure.add_subplot()
+    axes.set(xlim=(-0.01, 1.01), ylim=(-0.01, 1.01), xlabel=x_label, ylabel=y_label, aspect="equal")
+    axes.spines[["top", "right"]].set_visible(False)
+    return axes
+
+
+def _told_undefined(axes: Axes, predictions_by_arm: Arms, metric: str) -> bool:
+    reason = why_undefined(metric, _columns(next(iter(predictions_by_arm.values())))[0])
+    if reason is None:
+        return False
+    axes.text(0.5, 0.5, f"undefined\n{reason}", ha="center", va="center", color="#555555")
+    return True
+
+
+def _draw_reliability(axes: Axes, arm: str, table: pl.DataFrame, colour: str) -> float:
+    """Draw one arm's panel; give the highest value on either axis, intervals apart."""
+    axes.plot([0, 1], [0, 1], **GUIDE)
+    axes.spines[["top", "right"]].set_visible(False)
+    labels, probabilities = _columns(table)
+    axes.set_title(_legend_entry(arm, "ece", labels, probabilities), loc="left", fontsize=8.5)
+    if not len(labels):
+        return 0.0
+    curve = reliability_curve(labels, probabilities)
+    x, y = curve["mean_probability"].to_numpy(), curve["observed_rate"].to_numpy()
+    spread = np.stack([y - curve["lower"].to_numpy(), curve["upper"].to_numpy() - y]).clip(min=0)
+    axes.errorbar(x, y, yerr=spread, color=colour, ecolor="#999999", elinewidth=1, marker="o", markersize=4)
+    return float(max(x.max(), y.max()))
+
+
+def _styles(predictions_by_arm: Arms, oracle: str | None) -> dict[str, dict[str, Any]]:
+    """{arm: colour, line and width}: the oracle in grey dashes, the others in the palette's order."""
+    styles: dict[str, dict[str, Any]] = {}
+    rank = 0
+    for arm in predictions_by_arm:
+        if arm == oracle:
+            styles[arm] = ORACLE_STYLE
+            continue
+        styles[arm] = {
+            "color": COLOURS[rank % len(COLOURS)],
+            "linestyle": LINES[rank % len(LINES)],
+            "linewidth": 1.8,
+        }
+        rank += 1
+    return styles
+
+
+def _columns(table: pl.DataFrame) -> tuple[np.ndarray, np.ndarray]:
+    return table["boolean_value"].to_numpy(), table[PROBABILITY].to_numpy()
+
+
+def _legend_entry(arm: str, metric: str, labels: np.ndarray, probabilities: np.ndarray) -> str:
+    value = point_scores(labels, probabilities)[metric]
+    shown = "undefined" if value is None else f"{value:.3f}"
+    return f"{arm}\nECE {shown}" if metric == "ece" else f"{arm}  {shown}"

@@ -1,0 +1,224 @@
+"""report.html, summary.json and SUMMARY.txt: what a run showed, without any patient in it."""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import polars as pl
+from omegaconf import OmegaConf
+
+from epicrisis.evaluation.bootstrap import Estimate
+from epicrisis.evaluation.canaries import Canary, canary_table
+from epicrisis.evaluation.judge import (
+    CALIBRATED,
+    LIFT_SHARE,
+    Judgement,
+    interval_text,
+    number,
+    percent,
+    results_text,
+)
+from epicrisis.tracking.run_directory import PATIENT_FIELDS, RunDirectory, plain, replacing
+
+TEMPLATE = "report_template.html"
+HEADINGS = {
+    **{"auroc": "AUROC", "auprc": "AUPRC", "brier": "Brier", "ece": "ECE"},
+    **{
+        CALIBRATED["brier"]: "Brier calibrated",
+        CALIBRATED["ece"]: "ECE calibrated",
+        LIFT_SHARE: "share of oracle's lift",
+    },
+}
+
+
+@dataclass(frozen=True)
+class ReportContent:
+    """All that a report tells. Tables are aggregates: one that carries a patient's columns is refused.
+
+    judgement: from `judge`. plots: {name: PNG file}. splits: counts per split (`split_counts`).
+    coverage: how codes became words, per split and vocabulary. canaries: from `canaries`.
+    cohort_notes: sentences on how the cohort was built. narrative: style, token and dropped-event figures, per
+    split where nested. arm_notes: {arm: what its fitting had to say}. baseline: the arm that the others are
+    compared with. environment, config: as in the run directory. warnings: what a reader must know first.
+    """
+
+    judgement: Judgement
+    plots: Mapping[str, Path] = field(default_factory=dict)
+    splits: pl.DataFrame | None = None
+    coverage: pl.DataFrame | None = None
+    canaries: Sequence[Canary] = ()
+    cohort_notes: Sequence[str] = ()
+    narrative: Mapping[str, Any] = field(default_factory=dict)
+    arm_notes: Mapping[str, str] = field(default_factory=dict)
+    baseline: str | None = None
+    environment: Mapping[str, Any] = field(default_factory=dict)
+    config: Mapping[str, Any] = field(default_factory=dict)
+    warnings: Sequence[str] = ()
+
+
+def split_counts(rows: pl.DataFrame) -> pl.DataFrame:
+    """split, rows, subjects, positive: the cohort in figures, in the order train, tuning, held_out."""
+    order = pl.col("split").replace_strict({"train": 0, "tuning": 1, "held_out": 2}, default=3)
+    return (
+        rows.group_by("split")
+        .agg(
+            pl.len().cast(pl.Int64).alias("rows"),
+            pl.col("subject_id").n_unique().cast(pl.Int64).alias("subjects"),
+            pl.col("label").sum().cast(pl.Int64).alias("positive"),
+        )
+        .sort(order)
+    )
+
+
+def write_report(run: RunDirectory, content: ReportContent) -> Path:
+    """Write results.csv, report.html, SUMMARY.txt and, last, summary.json, which marks the run finished."""
+    page = render(content)
+    run.write_results(content.judgement.results)
+    with replacing(run.report) as part:
+        part.write_text(page, encoding="utf-8")
+    run.finish(summary(content), summary_text(content))
+    return run.report
+
+
+def render(content: ReportContent) -> str:
+    """The page as HTML. Raises ValueError if a table in it has columns of single patients."""
+    judgement = content.judgement
+    return _template().render(
+        scope=judgement.scope,
+        n=judgement.n,
+        n_positive=judgement.n_positive,
+        n_subjects=judgement.n_subjects,
+        n_resamples=max(
+            (e.n_resamples for metrics in judgement.estimates.values() for e in metrics.values()), default=0
+        ),
+        results=_results_grid(judgement),
+        undefined=_grid(judgement.undefined),
+        left_out=_grid(judgement.left_out),
+        baseline=content.baseline,
+        differences=_differences_grid(content),
+        calibration=_grid(_calibration(judgement)),
+        plots={name: base64.b64encode(path.read_bytes()).decode() for name, path in content.plots.items()},
+        splits=_grid(content.splits),
+        coverage=_grid(content.coverage),
+        canaries=_grid(canary_table(list(content.canaries))) if content.canaries else None,
+        cohort_notes=content.cohort_notes,
+        narrative={name: _told(value) for name, value in content.narrative.items()},
+        arm_notes=content.arm_notes,
+        warnings=content.warnings,
+        environment=json.dumps(plain(content.environment), indent=2),
+        config=OmegaConf.to_yaml(OmegaConf.create(plain(content.config))),
+    )
+
+
+def summary(content: ReportContent) -> dict[str, Any]:
+    """The same figures for machines; null where undefined, with the reason beside it."""
+    judgement, scope = content.judgement, content.judgement.scope
+    return {
+        "dataset": scope.dataset,
+        "task": scope.task,
+        "split": scope.split,
+        "n": judgement.n,
+        "n_positive": judgement.n_positive,
+        "n_subjects": judgement.n_subjects,
+        "arms": {
+            arm: {metric: _estimate(e) for metric, e in metrics.items()} for arm, metrics in judgement.estimates.items()
+        },
+        "baseline": content.baseline,
+        "auroc_differences": {arm: _estimate(e) for arm, e in _differences(content).items()},
+        "temperatures": _calibration(judgement).to_dicts(),
+        "canaries": canary_table(list(content.canaries)).to_dicts(),
+        "cohort_notes": list(content.cohort_notes),
+        "narrative": plain(content.narrative),
+        "arm_notes": dict(content.arm_notes),
+        "warnings": list(content.warnings),
+    }
+
+
+def summary_text(content: ReportContent) -> str:
+    """The closing table with what a reader must know beside it, as plain text."""
+    lines = [results_text(content.judgement)]
+    for canary in content.canaries:
+        verdict = ", which tells cases from controls without reading" if canary.sings else ""
+        found = f"{number(canary.auroc.value)} ({interval_text(canary.auroc)}){verdict}"
+        lines.append(f"canary {canary.name} ({canary.reads}): AUROC {found}")
+    lines += [
+        f"calibration of {row['arm']}: {row['note']}"
+        for row in _calibration(content.judgement).to_dicts()
+        if row["note"]
+    ]
+    lines += [f"{arm}: {note}" for arm, note in content.arm_notes.items() if note]
+    lines += [f"warning: {warning}" for warning in content.warnings]
+    return "\n".join(lines)
+
+
+def _template() -> jinja2.Template:
+    loader = jinja2.PackageLoader("epicrisis.evaluation", "")
+    settings = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
+    return settings.get_template(TEMPLATE)
+
+
+def _grid(table: pl.DataFrame | None) -> dict[str, Any] | None:
+    if table is None:
+        return None
+    carried = sorted(PATIENT_FIELDS & set(table.columns))
+    if carried:
+        raise ValueError(f"a report holds no patient-level data, but a table given to it has the columns {carried}")
+    numeric = [kind.is_numeric() for kind in table.dtypes]
+    return {"columns": table.columns, "rows": table.rows(), "numeric": numeric}
+
+
+def _results_grid(judgement: Judgement) -> dict[str, Any]:
+    metrics = [name for name in HEADINGS if any(name in estimates for estimates in judgement.estimates.values())]
+    rows = [
+        (arm, *(_result_cell(metric, estimates.get(metric)) for metric in metrics))
+        for arm, estimates in judgement.estimates.items()
+    ]
+    columns = ["arm", *(HEADINGS[metric] for metric in metrics)]
+    return {"columns": columns, "rows": rows, "numeric": [False, *(True for _ in metrics)]}
+
+
+def _result_cell(metric: str, estimate: Estimate | None) -> str | None:
+    if estimate is None:
+        return None
+    if metric == LIFT_SHARE:
+        between = f" ({percent(estimate.lower)} to {percent(estimate.upper)})" if estimate.lower is not None else ""
+        return percent(estimate.value) + between
+    return number(estimate.value) + (f" ({interval_text(estimate)})" if estimate.lower is not None else "")
+
+
+def _differences(content: ReportContent) -> dict[str, Estimate]:
+    if content.baseline is None or content.baseline not in content.judgement.draws:
+        return {}
+    return content.judgement.differences(content.baseline)
+
+
+def _differences_grid(content: ReportContent) -> dict[str, Any] | None:
+    found = _differences(content)
+    rows = [(arm, number(e.value), interval_text(e)) for arm, e in found.items()]
+    columns = ["arm", "difference in AUROC", "95% interval"]
+    return {"columns": columns, "rows": rows, "numeric": [False, True, True]} if rows else None
+
+
+def _calibration(judgement: Judgement) -> pl.DataFrame:
+    rows = [(arm, t.value, t.fitted_on, t.n, t.n_positive, t.note) for arm, t in judgement.temperatures.items()]
+    schema = {"arm": pl.String, "temperature": pl.Float64, "fitted_on": pl.String}
+    schema |= {"n": pl.Int64, "n_positive": pl.Int64, "note": pl.String}
+    return pl.DataFrame(rows, schema=schema, orient="row")
+
+
+def _told(value: Any) -> Any:
+    """Figures in figures, such as those per split, as one line of words."""
+    if isinstance(value, Mapping):
+        return ", ".join(f"{str(name).replace('_', ' ')} {_told(item)}" for name, item in value.items())
+    return value
+
+
+def _estimate(estimate: Estimate) -> dict[str, Any]:
+    numbers = {"value": estimate.value, "lower": estimate.lower, "upper": estimate.upper}
+    return numbers | ({"reason": estimate.reason} if estimate.reason else {})

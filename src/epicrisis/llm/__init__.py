@@ -1,0 +1,1 @@
+"""Causal language models over narratives: bases, adapters, continued pretraining, classification."""

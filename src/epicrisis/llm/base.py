@@ -1,0 +1,109 @@
+"""The base model and its tokenizer: where they come from, in which precision, on which device."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from bitsandbytes.nn import Linear4bit
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from epicrisis.llm.backends import backend_for
+from epicrisis.llm.embedded import EMBEDDED, embedded_base, embedded_tokenizer
+from epicrisis.settings import Settings, refuse
+from epicrisis.settings.schema import ModelSettings, TrainingSettings
+
+_PAD_CANDIDATES = ("<|finetune_right_pad_id|>", "<pad>", "[PAD]", "<|pad|>", "<unk>")
+
+
+def make_accelerator(training: TrainingSettings) -> Accelerator:
+    """The processes and the device of this run; reads what `accelerate launch` has set.
+
+    The precision is the config's alone: bf16 bases compute in bf16 without autocast, fp16 needs scaling.
+    """
+    if training.fp16 and not torch.cuda.is_available():
+        raise refuse("training.fp16", "needs a GPU", "leave it out here; bf16: true works on a CPU")
+    return Accelerator(mixed_precision="fp16" if training.fp16 else "no", cpu=not torch.cuda.is_available())
+
+
+def compute_dtype(training: TrainingSettings) -> torch.dtype:
+    """bfloat16 or float16 where asked for, bfloat16 by itself where a GPU has it, else float32."""
+    if training.fp16:
+        return torch.float16
+    gpu_has_it = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+    wanted = gpu_has_it if training.bf16 == "auto" else training.bf16
+    return torch.bfloat16 if wanted else torch.float32
+
+
+def cache_directory(model: ModelSettings) -> Path:
+    """Where embedded bases are kept between runs."""
+    default = os.environ.get("EPICRISIS_CACHE", Path.home() / ".cache" / "epicrisis")
+    return Path(model.cache_dir or default)
+
+
+def load_tokenizer(model: ModelSettings, accelerator: Accelerator) -> PreTrainedTokenizerBase:
+    """The base's tokenizer with a padding token that is not the end of sequence."""
+    if model.model_name in EMBEDDED:
+        with accelerator.main_process_first():
+            directory = embedded_tokenizer(cache_directory(model))
+        return AutoTokenizer.from_pretrained(directory)
+    return with_own_pad(AutoTokenizer.from_pretrained(_source(model.model_name)))
+
+
+def with_own_pad(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
+    """Choose a padding token that is no other token's duty: pad = eos would hide the end of sequence."""
+    if tokenizer.pad_token_id is not None and tokenizer.pad_token_id != tokenizer.eos_token_id:
+        return tokenizer
+    vocabulary = tokenizer.get_vocab()
+    for candidate in _PAD_CANDIDATES:
+        if candidate in vocabulary and vocabulary[candidate] != tokenizer.eos_token_id:
+            tokenizer.pad_token = candidate
+            return tokenizer
+    raise refuse(
+        "model.model_name",
+        "this tokenizer has no token that could pad without being the end of sequence",
+        f"add one of {', '.join(_PAD_CANDIDATES)} to the tokenizer",
+    )
+
+
+def load_base(settings: Settings, accelerator: Accelerator) -> PreTrainedModel:
+    """The frozen base of this run on this process's device, through the chosen framework."""
+    model, training = settings.model, settings.training
+    source = model.model_name
+    if source in EMBEDDED:
+        with accelerator.main_process_first():
+            source = str(embedded_base(source, cache_directory(model)))
+    else:
+        source = _source(source)
+    base = backend_for(training.framework).load_base(
+        source,
+        load_in_4bit=training.load_in_4bit,
+        dtype=compute_dtype(training),
+        device=accelerator.device,
+        max_length=model.max_length,
+    )
+    keep_differentiable(base)
+    if training.gradient_checkpointing:
+        base.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    return base
+
+
+def keep_differentiable(base: PreTrainedModel) -> None:
+    """Forbid bitsandbytes its inference layout for CPUs.
+
+    On CPUs with AVX512-BF16 the first forward in eval mode repacks 4-bit weights for good, for a kernel that
+    has no gradient: training on after an evaluation would then silently learn from wrong gradients.
+    """
+    for module in base.modules():
+        if isinstance(module, Linear4bit):
+            module.support_avx512bf16_for_cpu = False
+
+
+def _source(model_name: str) -> str:
+    looks_local = model_name.startswith((".", "/", "~")) or model_name.count("/") != 1
+    path = Path(model_name).expanduser()
+    if looks_local and not path.is_dir():
+        raise refuse("model.model_name", f"{model_name} is no folder", "give a hub name or a model folder")
+    return str(path) if path.is_dir() else model_name

@@ -1,0 +1,107 @@
+"""One YAML file and dotted overrides become one frozen Settings, or one error that names every problem."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from pydantic import BaseModel, ValidationError
+
+from epicrisis.settings.checks import combination_problems, missing_file_problems
+from epicrisis.settings.problems import InputError, Problem, refuse
+from epicrisis.settings.schema import Settings
+
+
+def load_settings(config_filepath: Path | None, overrides: Sequence[str] = (), *, check_files: bool = True) -> Settings:
+    """Read a config file, lay the overrides (`a.b=c` or `--a.b=c`) over it, validate everything.
+
+    Raises InputError with all problems: unknown keys, wrong types, missing files, impossible combinations.
+    """
+    tree = read_yaml(config_filepath) if config_filepath else {}
+    return settings_from(merge(tree, parse_overrides(overrides)), check_files=check_files)
+
+
+def settings_from(tree: dict[str, Any], *, check_files: bool = True) -> Settings:
+    """Validate a plain tree of keys; see load_settings."""
+    tree = _with_arm_and_stage(tree)
+    try:
+        settings = Settings.model_validate(tree)
+    except ValidationError as error:
+        raise InputError([_explain(detail) for detail in error.errors()]) from None
+    problems = combination_problems(settings)
+    if check_files:
+        problems += missing_file_problems(settings)
+    if problems:
+        raise InputError(problems)
+    return settings
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The file as a plain tree; InputError where it is missing, broken, or not a mapping."""
+    if not path.is_file():
+        raise refuse(str(path), "there is no such config file", "check --config_filepath")
+    try:
+        tree = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
+    except (yaml.YAMLError, OmegaConfBaseException, UnicodeDecodeError) as error:
+        reason = " ".join(str(error).split())
+        raise refuse(str(path), f"is not valid YAML ({reason})", "mend the line named there") from None
+    if not isinstance(tree, dict):
+        raise refuse(str(path), "holds no mapping of sections", "write `section:` and keys under it")
+    return {str(key): value for key, value in tree.items()}
+
+
+def parse_overrides(overrides: Iterable[str]) -> dict[str, Any]:
+    """Dotted overrides as a tree; InputError lists the arguments that are none."""
+    arguments = [argument.removeprefix("--") for argument in overrides]
+    bad = [argument for argument in arguments if "=" not in argument or argument.startswith("=")]
+    if bad:
+        raise InputError([Problem(a, "is not an override", "write it as section.key=value") for a in bad])
+    try:
+        return OmegaConf.to_container(OmegaConf.from_dotlist(arguments), resolve=True)  # type: ignore[return-value]
+    except (yaml.YAMLError, OmegaConfBaseException) as error:
+        reason = " ".join(str(error).split())
+        raise refuse("overrides", reason, "write each as section.key=value") from None
+
+
+def merge(tree: dict[str, Any], overrides: dict[str, Any]) -> dict[str, Any]:
+    """`overrides` laid over `tree`, section by section; lists are replaced whole."""
+    return OmegaConf.to_container(OmegaConf.merge(tree, overrides), resolve=True)  # type: ignore[return-value]
+
+
+def _with_arm_and_stage(tree: dict[str, Any]) -> dict[str, Any]:
+    """Fill `arm` and `stage` in as the text pipeline's files imply them: they have neither key."""
+    model = tree.get("model") or {}
+    has_classes = isinstance(model, dict) and model.get("num_classes") is not None
+    arm = tree.get("arm") or ("encoder" if has_classes and "lora" not in tree else "llm")
+    default_stage = "pretrain" if arm == "llm" and not has_classes else "classify"
+    return {**tree, "arm": arm, "stage": tree.get("stage") or default_stage}
+
+
+def _explain(detail: Any) -> Problem:
+    where = ".".join(str(part) for part in detail["loc"])
+    if detail["type"] == "extra_forbidden":
+        return Problem(where, "is no key of a config", _nearest_key(detail["loc"]))
+    given = detail.get("input")
+    shown = f" (given: {given!r})" if isinstance(given, str | int | float | bool) else ""
+    return Problem(where, f"{detail['msg'][0].lower()}{detail['msg'][1:]}{shown}", f"see {_section_of(where)}")
+
+
+def _section_of(where: str) -> str:
+    return f"`{where.split('.')[0]}` in src/epicrisis/settings/schema.py or docs/configuration.md"
+
+
+def _nearest_key(loc: Sequence[int | str]) -> str:
+    section: type[BaseModel] = Settings
+    for part in loc[:-1]:
+        field = section.model_fields.get(str(part))
+        if field is None or not (isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)):
+            return "remove it"
+        section = field.annotation
+    known = list(section.model_fields)
+    near = difflib.get_close_matches(str(loc[-1]), known, n=1)
+    return f"did you mean `{near[0]}`?" if near else f"known keys here: {', '.join(known)}"

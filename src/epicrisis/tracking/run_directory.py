@@ -1,0 +1,332 @@
+"""The run directory: all that is needed to read and repeat a run, and nothing about any one patient."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import math
+import os
+import platform
+import shutil
+import subprocess
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import psutil
+from omegaconf import OmegaConf
+
+from epicrisis.settings.problems import refuse
+
+FOLDERS = ("predictions", "checkpoints", "adapters/clinical", "adapters/downstream", "plots")
+PRODUCTS = (
+    "metrics.jsonl",
+    "results.csv",
+    "summary.json",
+    "SUMMARY.txt",
+    "report.html",
+    "predictions",
+    "plots",
+)
+PRODUCTS_OF_TRAINING = ("checkpoints", "adapters", "stamps")
+PACKAGES = (
+    *(
+        "epicrisis",
+        "torch",
+        "transformers",
+        "peft",
+        "trl",
+        "accelerate",
+        "bitsandbytes",
+        "unsloth",
+        "datasets",
+    ),
+    *(
+        "evaluate",
+        "polars",
+        "pyarrow",
+        "numpy",
+        "scikit-learn",
+        "xgboost-cpu",
+        "xgboost",
+        "pydantic",
+        "omegaconf",
+    ),
+)
+PATIENT_FIELDS = frozenset({"subject_id", "prediction_time", "narrative", "text_value", "patient_id"})
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A temporary name beside `path`; what is written there takes its place only when the block ends well."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@dataclass(frozen=True)
+class RunDirectory:
+    """One run on disk. Making the object touches nothing; `open_run` makes the folders."""
+
+    path: Path
+
+    @property
+    def dir(self) -> Path:
+        """The folder itself, under the name that the arms know."""
+        return self.path
+
+    @property
+    def config(self) -> Path:
+        return self.path / "config.yaml"
+
+    @property
+    def environment(self) -> Path:
+        return self.path / "environment.json"
+
+    @property
+    def metrics(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+    @property
+    def results(self) -> Path:
+        return self.path / "results.csv"
+
+    @property
+    def summary(self) -> Path:
+        return self.path / "summary.json"
+
+    @property
+    def summary_text(self) -> Path:
+        return self.path / "SUMMARY.txt"
+
+    @property
+    def report(self) -> Path:
+        return self.path / "report.html"
+
+    @property
+    def plots(self) -> Path:
+        return self.path / "plots"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    def predictions(self, split: str, arm: str | None = None) -> Path:
+        """`predictions/<split>.parquet`, or `predictions/<arm>/<split>.parquet` for many arms."""
+        folder = self.path / "predictions"
+        return (folder / arm if arm else folder) / f"{split}.parquet"
+
+    def adapter(self, name: str) -> Path:
+        """The folder of the `clinical` or the `downstream` adapter."""
+        return self.path / "adapters" / name
+
+    @property
+    def finished(self) -> bool:
+        """True once the summary has been written, which is a run's last step."""
+        return self.summary.is_file()
+
+    def log(self, **fields: Any) -> None:
+        """Append one JSON line to metrics.jsonl, with the step and the time (seconds since 1970).
+
+        `step` is the caller's; without one it is null. NaN and infinity are kept as the strings
+        "NaN", "Infinity" and "-Infinity", so that a diverged loss stays visible in valid JSON.
+        Raises ValueError for a field that would carry a patient's data or a whole table into the log.
+        """
+        _check_fields(fields)
+        line = {"time": round(time.time(), 3), "step": fields.pop("step", None), **fields}
+        text = json.dumps(plain(line), ensure_ascii=False, allow_nan=False) + "\n"
+        # One write of one line in append mode: two processes cannot interleave half lines.
+        with open(self.metrics, "ab", buffering=0) as file:
+            file.write(text.encode())
+
+    def history(self) -> list[dict[str, Any]]:
+        """All lines logged so far; empty before the first."""
+        if not self.metrics.is_file():
+            return []
+        return [json.loads(line) for line in self.metrics.read_text(encoding="utf-8").splitlines() if line]
+
+    def write_json(self, name: str, content: Mapping[str, Any]) -> Path:
+        """Write a JSON file of the run, in one piece."""
+        with replacing(self.path / name) as part:
+            part.write_text(json.dumps(plain(content), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        return self.path / name
+
+    def write_results(self, results: pl.DataFrame) -> Path:
+        """Write results.csv, in one piece; undefined values stay empty."""
+        with replacing(self.results) as part:
+            results.write_csv(part)
+        return self.results
+
+    def finish(self, summary: Mapping[str, Any], text: str) -> None:
+        """Write SUMMARY.txt and then summary.json, whose presence says that the run is finished."""
+        with replacing(self.summary_text) as part:
+            part.write_text(text.rstrip() + "\n", encoding="utf-8")
+        self.write_json("summary.json", summary)
+
+
+def open_run(
+    output_dir: Path, config: Mapping[str, Any], overwrite: bool = False, resume: bool = False
+) -> RunDirectory:
+    """Make or reopen a run directory and write its config.yaml and environment.json.
+
+    overwrite: the run's results, checkpoints, adapters and stamps are removed first, and nothing else in the
+    folder. resume: everything is kept, metrics.jsonl goes on, and the keys of the settings that changed are
+    logged. Raises InputError for a finished run with neither, for both at once, and for a path that is a
+    file.
+    """
+    run = RunDirectory(Path(output_dir))
+    check_openable(run, overwrite, resume)
+    if overwrite:
+        _remove_products(run)
+    for folder in FOLDERS:
+        (run.path / folder).mkdir(parents=True, exist_ok=True)
+    previous = _read_config(run)
+    write_config(run, config)
+    run.write_json("environment.json", environment())
+    if resume and previous is not None:
+        run.log(event="resumed", changed_settings=_changed_keys(previous, plain(config)))
+    return run
+
+
+def check_openable(run: RunDirectory, overwrite: bool, resume: bool) -> None:
+    """Raise InputError for what `open_run` would refuse; write nothing."""
+    where = "training.output_dir"
+    if run.path.exists() and not run.path.is_dir():
+        raise refuse(where, f"{run.path} is a file, not a folder", "name a folder for the run")
+    if overwrite and resume:
+        raise refuse(
+            where,
+            "overwrite and resume exclude each other",
+            "set only one of training.overwrite_output_dir, training.resume",
+        )
+    if run.finished and not (overwrite or resume):
+        raise refuse(
+            where,
+            f"{run.path} holds a finished run",
+            "choose another folder, or set training.resume=true or training.overwrite_output_dir=true",
+        )
+
+
+def write_config(run: RunDirectory, config: Mapping[str, Any]) -> None:
+    """Write the resolved configuration as YAML."""
+    with replacing(run.config) as part:
+        part.write_text(OmegaConf.to_yaml(OmegaConf.create(plain(config))), encoding="utf-8")
+
+
+def environment() -> dict[str, Any]:
+    """Versions, git commit and hardware. No host name, user name or path is recorded."""
+    return {
+        "python": platform.python_version(),
+        "packages": _package_versions(),
+        "git": _git_state(),
+        "system": platform.system(),
+        "machine": platform.machine(),
+        "cpu_count": os.cpu_count(),
+        "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
+        "gpus": _gpu_names(),
+    }
+
+
+def plain(value: Any) -> Any:
+    """The value as JSON can hold it: paths as text, tuples as lists, NumPy scalars as numbers."""
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, set | frozenset):
+        return plain(sorted(value, key=str))
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    if hasattr(value, "item") and getattr(value, "ndim", None) == 0:
+        return plain(value.item())
+    if isinstance(value, float) and not math.isfinite(value):
+        return "NaN" if math.isnan(value) else ("Infinity" if value > 0 else "-Infinity")
+    return value if value is None or isinstance(value, bool | int | float | str) else str(value)
+
+
+def _check_fields(fields: Mapping[str, Any]) -> None:
+    carried = sorted(PATIENT_FIELDS & fields.keys())
+    if carried:
+        raise ValueError(f"metrics.jsonl never holds patient-level data, but the fields {carried} would: drop them")
+    tables = sorted(name for name, value in fields.items() if getattr(value, "ndim", 0) or hasattr(value, "columns"))
+    if tables:
+        raise ValueError(
+            f"metrics.jsonl holds numbers and words, but {tables} are arrays or tables: log a figure of them"
+        )
+
+
+def _remove_products(run: RunDirectory) -> None:
+    # Only a folder that carries a run's own marks is cleared, and only of names that a run writes.
+    if not (run.config.is_file() and run.environment.is_file()):
+        return
+    for name in (*PRODUCTS, *PRODUCTS_OF_TRAINING):
+        path = run.path / name
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+
+
+def _read_config(run: RunDirectory) -> dict[str, Any] | None:
+    if not run.config.is_file():
+        return None
+    loaded = OmegaConf.to_container(OmegaConf.load(run.config))
+    return loaded if isinstance(loaded, dict) else None  # type: ignore[return-value]
+
+
+def _changed_keys(before: Mapping[str, Any], after: Mapping[str, Any], prefix: str = "") -> list[str]:
+    changed: list[str] = []
+    for key in sorted({*before, *after}):
+        old, new = before.get(key), after.get(key)
+        if isinstance(old, Mapping) and isinstance(new, Mapping):
+            changed += _changed_keys(old, new, f"{prefix}{key}.")
+        elif old != new:
+            changed.append(f"{prefix}{key}")
+    return changed
+
+
+def _package_versions() -> dict[str, str]:
+    versions = {}
+    for name in PACKAGES:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return versions
+
+
+def _git_state() -> dict[str, Any] | None:
+    """The commit of the checkout the package runs from, and whether files differ; None outside of one."""
+    here = Path(__file__).resolve().parent
+    tracked = _git(here, "ls-files", "--error-unmatch", Path(__file__).name)
+    commit = _git(here, "rev-parse", "HEAD")
+    if tracked is None or commit is None:
+        return None
+    return {
+        "commit": commit.strip(),
+        "modified": bool((_git(here, "status", "--porcelain", "-uno") or "").strip()),
+    }
+
+
+def _git(folder: Path, *arguments: str) -> str | None:
+    try:
+        answer = subprocess.run(
+            ["git", *arguments], cwd=folder, capture_output=True, text=True, timeout=10, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return answer.stdout if answer.returncode == 0 else None
+
+
+def _gpu_names() -> list[str]:
+    import torch
+
+    if not torch.cuda.is_available():
+        return []
+    return [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
