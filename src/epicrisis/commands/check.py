@@ -39,7 +39,8 @@ def run(config_filepath: Path | None, overrides: Sequence[str]) -> None:
 def _cost(settings: Settings, cohort: Cohort, lookups: Lookups, sample: pl.DataFrame) -> str:
     from epicrisis.corpus.prepare import prepare
     from epicrisis.llm.arm import telling_for
-    from epicrisis.llm.base import load_tokenizer, make_accelerator
+    from epicrisis.llm.base import load_tokenizer
+    from epicrisis.llm.device import make_accelerator
     from epicrisis.llm.loop import make_plan
 
     tokenizer = load_tokenizer(settings.model, make_accelerator(settings.training))

@@ -57,7 +57,8 @@ def task_name(settings: Settings, cohort: Cohort) -> tuple[str, str]:
 def _from_tokenised(settings: Settings) -> tuple[Path, Path | None]:
     """The text pipeline's pickles as a MEDS dataset inside the run directory, with its labels' index dates."""
     data = settings.data
-    assert data.data_dir and data.vocab_filepath and data.labels_filepath  # settings have seen to it
+    assert data.data_dir is not None
+    assert data.vocab_filepath is not None  # settings have seen to it
     target = settings.training.output_dir / "meds"
     if not target.is_dir():
         convert_tokenised(data.data_dir, data.vocab_filepath, data.labels_filepath, target)

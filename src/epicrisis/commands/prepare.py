@@ -11,7 +11,8 @@ from epicrisis.commands.inputs import coverage_of, open_cohort, open_lookups
 from epicrisis.commands.train import open_together
 from epicrisis.corpus.prepare import prepare
 from epicrisis.llm.arm import telling_for
-from epicrisis.llm.base import load_tokenizer, make_accelerator
+from epicrisis.llm.base import load_tokenizer
+from epicrisis.llm.device import make_accelerator
 from epicrisis.narrative import write_csv
 from epicrisis.settings import load_settings
 from epicrisis.tracking.progress import say

@@ -27,9 +27,10 @@ from epicrisis.llm.adapters import (
     stack,
 )
 from epicrisis.llm.backends import backend_for
-from epicrisis.llm.base import load_base, load_tokenizer, make_accelerator
+from epicrisis.llm.base import load_base, load_tokenizer
 from epicrisis.llm.checkpoints import Checkpoints
 from epicrisis.llm.classify import QuestionLesson, class_probabilities, tuning_metrics
+from epicrisis.llm.device import make_accelerator
 from epicrisis.llm.heads import LabelTokens, NextToken, ScoreHead
 from epicrisis.llm.loop import train
 from epicrisis.llm.pretrain import NarrativeLesson, token_loss

@@ -1,40 +1,21 @@
-"""The base model and its tokenizer: where they come from, in which precision, on which device."""
+"""The base model and its tokenizer: where they come from, and what is made sure of before they are used."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
 
-import torch
 from accelerate import Accelerator
 from bitsandbytes.nn import Linear4bit
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from epicrisis.llm.backends import backend_for
+from epicrisis.llm.device import compute_dtype
 from epicrisis.llm.embedded import EMBEDDED, embedded_base, embedded_tokenizer
 from epicrisis.settings import Settings, refuse
-from epicrisis.settings.schema import ModelSettings, TrainingSettings
+from epicrisis.settings.schema import ModelSettings
 
 _PAD_CANDIDATES = ("<|finetune_right_pad_id|>", "<pad>", "[PAD]", "<|pad|>", "<unk>")
-
-
-def make_accelerator(training: TrainingSettings) -> Accelerator:
-    """The processes and the device of this run; reads what `accelerate launch` has set.
-
-    The precision is the config's alone: bf16 bases compute in bf16 without autocast, fp16 needs scaling.
-    """
-    if training.fp16 and not torch.cuda.is_available():
-        raise refuse("training.fp16", "needs a GPU", "leave it out here; bf16: true works on a CPU")
-    return Accelerator(mixed_precision="fp16" if training.fp16 else "no", cpu=not torch.cuda.is_available())
-
-
-def compute_dtype(training: TrainingSettings) -> torch.dtype:
-    """bfloat16 or float16 where asked for, bfloat16 by itself where a GPU has it, else float32."""
-    if training.fp16:
-        return torch.float16
-    gpu_has_it = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
-    wanted = gpu_has_it if training.bf16 == "auto" else training.bf16
-    return torch.bfloat16 if wanted else torch.float32
 
 
 def cache_directory(model: ModelSettings) -> Path:

@@ -11,14 +11,15 @@ import hashlib
 import json
 import os
 import shutil
+import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import polars as pl
-import torch
-from accelerate import Accelerator
+from accelerate import PartialState
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from epicrisis.cohort import Cohort, build_cohort
@@ -26,6 +27,7 @@ from epicrisis.corpus.prepare import Prepared, Telling, prepare
 from epicrisis.corpus.tokens import prompt_text
 from epicrisis.events.synthetic import synthesize
 from epicrisis.llm.checkpoints import Checkpoints
+from epicrisis.llm.device import make_accelerator
 from epicrisis.llm.heads import NextToken
 from epicrisis.llm.loop import train
 from epicrisis.llm.pretrain import NarrativeLesson, token_loss
@@ -60,6 +62,8 @@ def embedded_base(name: str, cache_dir: Path) -> Path:
     """The folder of an embedded base (weights and tokenizer), trained in full there on first use."""
     architecture = name.rpartition("-")[2]
     target = cache_dir / f"tiny-{architecture}-{_recipe()}"
+    if not target.is_dir() and PartialState().num_processes > 1:
+        _build_alone(name, cache_dir)
     if not target.is_dir():
         tokenizer_dir = embedded_tokenizer(cache_dir)
         say(f"embedded base: training {name} in full on another synthetic population (once, then cached)")
@@ -73,12 +77,21 @@ def embedded_base(name: str, cache_dir: Path) -> Path:
     return target
 
 
+def _build_alone(name: str, cache_dir: Path) -> None:
+    """Build in a process of its own, which knows nothing of the others that this run was launched with."""
+    launched = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+    alone = {key: value for key, value in os.environ.items() if key not in launched}
+    build = "import sys; from pathlib import Path; from epicrisis.llm import embedded as e; "
+    build += "e.embedded_base(sys.argv[1], Path(sys.argv[2]))"
+    subprocess.run([sys.executable, "-c", build, name, str(cache_dir)], env=alone, check=True)
+
+
 def _train_base(architecture: str, tokenizer: PreTrainedTokenizerFast, work: Path) -> PreTrainedModel:
     prepared = _prepare_population(tokenizer, work)
     training = TrainingSettings(output_dir=work, keep_best=False, **TRAINING)
     lesson = NarrativeLesson(prepared.tokens("train"), tokenizer, WINDOW)
     tuning = NarrativeLesson(prepared.tokens("tuning"), tokenizer, WINDOW)
-    accelerator = Accelerator(cpu=not torch.cuda.is_available())
+    accelerator = make_accelerator(training)
     model = new_model(architecture, tokenizer).to(accelerator.device)
     train(
         NextToken(model),

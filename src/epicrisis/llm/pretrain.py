@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 
 import datasets
 import numpy as np
@@ -34,9 +35,9 @@ class NarrativeLesson:
     def collate(self, items: Sequence[int]) -> PackedBatch:
         wanted = [self._windows[item] for item in items]
         flat = [document for window in wanted for document in window]
-        documents = [ids + [self._eos] for ids in self._tokens[flat]["input_ids"]]
+        documents = [[*ids, self._eos] for ids in self._tokens[flat]["input_ids"]]
         bounds = np.cumsum([0] + [len(window) for window in wanted]).tolist()
-        rows = [list(range(start, stop)) for start, stop in zip(bounds, bounds[1:], strict=False)]
+        rows = [list(range(start, stop)) for start, stop in pairwise(bounds)]
         return pack(documents, rows, self._pad)
 
     def units(self, items: Sequence[int]) -> int:

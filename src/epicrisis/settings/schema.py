@@ -122,7 +122,7 @@ class TrainingSettings(Section):
     """NF4 with double quantisation (QLoRA)."""
     fp16: bool = False
     bf16: bool | Literal["auto"] = "auto"
-    """bfloat16 compute; `auto` takes it where a GPU has it."""
+    """bfloat16 compute; `auto` takes it where the GPU, or else the CPU (AMX), has it in hardware."""
     logging_steps: int = Field(10, ge=1)
     eval_steps: int | None = Field(None, ge=1)
     """Steps between evaluations on tuning; once an epoch where not given."""
