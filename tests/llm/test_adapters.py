@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -78,7 +79,7 @@ def test_exactly_what_is_meant_to_learn_has_moved(
     s = settings(base)
     module = _head(_stacked(s, accelerator, clinical[base], clinical_trainable=clinical_trainable), tokenizer)
     before = {name: p.detach().clone() for name, p in module.named_parameters()}
-    lesson = QuestionLesson(tokens, tokenizer, QUESTION, torch.tensor([0, 1, 0, 1, 0, 1]).numpy())
+    lesson = QuestionLesson(tokens, tokenizer, QUESTION, 128, np.array([0, 1, 0, 1, 0, 1]))
     _train(module, lesson, s, accelerator, tmp_path)
     for name, parameter in module.named_parameters():
         moved = not torch.equal(parameter, before[name])
@@ -168,7 +169,7 @@ def test_a_fresh_process_gives_the_same_logits(
     s = settings(base)
     model = _stacked(s, accelerator, clinical[base])
     module = _head(model, tokenizer) if head == "label_tokens" else ScoreHead(model, 2, 0)
-    lesson = QuestionLesson(tokens, tokenizer, QUESTION, torch.tensor([0, 1, 0, 1, 0, 1]).numpy())
+    lesson = QuestionLesson(tokens, tokenizer, QUESTION, 128, np.array([0, 1, 0, 1, 0, 1]))
     _train(module, lesson, s, accelerator, tmp_path)
     for name in (CLINICAL, DOWNSTREAM):
         save_adapter(model, name, tmp_path / name, base)

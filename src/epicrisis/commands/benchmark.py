@@ -10,9 +10,10 @@ from typing import Any
 from accelerate import PartialState
 
 from epicrisis.cohort import Cohort, rows_fingerprint
-from epicrisis.commands.inputs import open_cohort, open_lookups
 from epicrisis.commands.judging import Predictions, judge_and_report
-from epicrisis.commands.train import SPLITS_JUDGED, fit_and_predict, open_together
+from epicrisis.commands.preflight import refuse_unless_runnable
+from epicrisis.commands.train import SPLITS_JUDGED, fit_and_predict, open_inputs, open_together, refuse_unopenable
+from epicrisis.corpus.prepare import lookups_fingerprint
 from epicrisis.evaluation.predictions import read_predictions
 from epicrisis.narrative import Lookups
 from epicrisis.settings import InputError, Problem, Settings, load_settings, merge, refuse, settings_from
@@ -37,9 +38,11 @@ def run(config_filepath: Path | None, overrides: Sequence[str]) -> None:
     if not arms:
         raise refuse("benchmark.arms", "no arm is listed", "list at least one, as configs/demo/benchmark.yaml does")
     state = PartialState()
+    refuse_unopenable(_reopening(settings))
+    cohort, lookups = open_inputs(settings, state)
+    for own in arms.values():
+        refuse_unless_runnable(own, cohort, lookups)
     directory = open_together(_reopening(settings), state)
-    cohort = open_cohort(settings)
-    lookups = open_lookups(settings, cohort)
     predictions = {name: _run_arm(own, cohort, lookups, name, state) for name, own in arms.items()}
     if state.is_main_process:
         judge_and_report(directory, settings, cohort, lookups, predictions)
@@ -75,16 +78,32 @@ def _reopening(settings: Settings) -> Settings:
     return settings.model_copy(update={"training": training})
 
 
+def _inputs_of(settings: Settings, cohort: Cohort, lookups: Lookups) -> dict[str, Any]:
+    """All that decides an arm's predictions: settings, data, rows, words and the clinical adapter's content."""
+    decisive = settings.resolved()
+    for section in ("benchmark", "evaluation", "synthetic", "wandb"):
+        del decisive[section]
+    for key in ("output_dir", "overwrite_output_dir", "resume", "logging_steps"):
+        del decisive["training"][key]
+    inputs: dict[str, Any] = {
+        "settings": decisive,
+        "data": cohort.dataset.fingerprint(),
+        "rows": rows_fingerprint(cohort.rows),
+        "lookups": lookups_fingerprint(lookups),
+    }
+    if settings.model.clinical_adapter is not None:
+        from epicrisis.llm.adapters import adapter_directory
+
+        inputs["clinical_adapter"] = adapter_directory(settings.model.clinical_adapter)
+    return inputs
+
+
 def _run_arm(settings: Settings, cohort: Cohort, lookups: Lookups, name: str, state: PartialState) -> Predictions:
     """Fit one arm, or read the predictions of the same arm run before on the same rows."""
     path = settings.training.output_dir
     directory = RunDirectory(path)
-    inputs = {
-        "settings": settings.resolved(),
-        "data": cohort.dataset.fingerprint(),
-        "rows": rows_fingerprint(cohort.rows),
-    }
-    if stage_done(path, "arm", inputs):
+    inputs = _inputs_of(settings, cohort, lookups)
+    if not settings.training.overwrite_output_dir and stage_done(path, "arm", inputs):
         if state.is_main_process:
             say(f"{name}: already there, {path}")
         return {split: read_predictions(directory.predictions(split)) for split in SPLITS_JUDGED}

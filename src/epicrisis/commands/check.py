@@ -6,12 +6,13 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import polars as pl
 
 from epicrisis.cohort import Cohort
-from epicrisis.commands.arms import make_arm
 from epicrisis.commands.inputs import coverage_of, open_cohort, open_lookups
-from epicrisis.commands.train import latest_rows, refuse_unless_binary
+from epicrisis.commands.preflight import refuse_unless_runnable
+from epicrisis.commands.train import latest_rows
 from epicrisis.narrative import Lookups
 from epicrisis.settings import Settings, load_settings
 
@@ -23,14 +24,12 @@ def run(config_filepath: Path | None, overrides: Sequence[str]) -> None:
     settings = load_settings(config_filepath, overrides)
     cohort = open_cohort(settings)
     lookups = open_lookups(settings, cohort)
-    if settings.stage == "classify":
-        refuse_unless_binary(cohort)
-        make_arm(settings, lookups)
+    refuse_unless_runnable(settings, cohort, lookups)
     print(f"config is sound: arm {settings.arm}, stage {settings.stage}, run directory {settings.training.output_dir}")
     print("\n".join(cohort.notes))
     sample = cohort.rows.sample(min(_SAMPLE, cohort.rows.height), seed=0)
     table = coverage_of(cohort, sample, lookups).filter(pl.col("vocabulary") == "*")
-    readable = (table["n_events"] * table["words"]).sum() / max(table["n_events"].sum(), 1)
+    readable = np.average(table["words"], weights=table["n_events"])
     print(f"{readable:.1%} of the events of {sample.height} sampled rows read as words")
     if settings.arm == "llm":
         print(_cost(settings, cohort, lookups, sample))
@@ -48,7 +47,7 @@ def _cost(settings: Settings, cohort: Cohort, lookups: Lookups, sample: pl.DataF
         telling = telling_for(settings, lookups, tokenizer)
         prepared = prepare(sample, cohort.history(sample), telling, Path(place))
         told = prepared.statistics()
-    mean = (told["tokens_mean"] * told["n"]).sum() / told["n"].sum()
+    mean = float(np.average(told["tokens_mean"], weights=told["n"]))
     train = cohort.select("train")
     if settings.stage == "pretrain":
         train = latest_rows(train)

@@ -10,6 +10,7 @@ from epicrisis.cohort import Cohort, build_cohort
 from epicrisis.events.tokenised import convert_tokenised
 from epicrisis.narrative import Lookups, coverage, load_lookups, shipped_lookup
 from epicrisis.settings import Settings, refuse
+from epicrisis.tracking.stamps import mark_done, stage_done
 
 
 def open_cohort(settings: Settings, *, training: bool = True) -> Cohort:
@@ -59,8 +60,11 @@ def _from_tokenised(settings: Settings) -> tuple[Path, Path | None]:
     data = settings.data
     assert data.data_dir is not None
     assert data.vocab_filepath is not None  # settings have seen to it
-    target = settings.training.output_dir / "meds"
-    if not target.is_dir():
+    place = settings.training.output_dir
+    target = place / "meds"
+    inputs = {"records": data.data_dir, "vocabulary": data.vocab_filepath, "labels": data.labels_filepath}
+    if not stage_done(place, "meds", inputs):
         convert_tokenised(data.data_dir, data.vocab_filepath, data.labels_filepath, target)
+        mark_done(place, "meds", inputs, [target])
     index_dates = None if data.labels_dir else data.index_dates_filepath or data.labels_filepath
     return target, index_dates

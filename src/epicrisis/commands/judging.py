@@ -38,8 +38,6 @@ def judge_and_report(
 ) -> Judgement:
     """Judge every arm on all of held_out; write results.csv, plots and the report; print the table."""
     rows = cohort.select("held_out")
-    if rows.is_empty():
-        raise refuse("data", "no held_out row to judge on", "give labels for held_out subjects too")
     arms = {**_oracle(settings, cohort), **arms}
     held_out = {arm: tables["held_out"] for arm, tables in arms.items()}
     dataset, task = task_name(settings, cohort)
@@ -56,6 +54,13 @@ def judge_and_report(
     print_results(judgement)
     say(f"report: {run.report}")
     return judgement
+
+
+def refuse_unless_judgeable(settings: Settings, cohort: Cohort) -> None:
+    """Raise InputError where no arm could be judged: no held_out row, or true risks of other rows."""
+    if cohort.select("held_out").is_empty():
+        raise refuse("data", "no held_out row to judge on", "give labels for held_out subjects too")
+    _oracle(settings, cohort)
 
 
 def _content(run, settings, cohort, lookups, judgement, plots, arm_notes) -> ReportContent:

@@ -9,7 +9,7 @@ from accelerate import PartialState
 
 from epicrisis.commands.arms import make_arm
 from epicrisis.commands.inputs import open_cohort, open_lookups
-from epicrisis.commands.train import refuse_unless_binary
+from epicrisis.commands.preflight import refuse_unless_answerable
 from epicrisis.evaluation.predictions import binary_predictions, write_predictions
 from epicrisis.settings import load_settings, refuse
 from epicrisis.tracking.progress import say
@@ -23,7 +23,7 @@ def run(config_filepath: Path | None, overrides: Sequence[str]) -> None:
     if not directory.finished:
         raise refuse("training.output_dir", f"{directory.dir} holds no finished run", "train it first")
     cohort = open_cohort(settings, training=False)
-    refuse_unless_binary(cohort)
+    refuse_unless_answerable(settings, cohort)
     rows = cohort.select(settings.evaluation.split)
     if rows.is_empty():
         raise refuse("evaluation.split", f"no row in {settings.evaluation.split}", "choose another split")

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from accelerate import PartialState
 
-from epicrisis.commands.inputs import coverage_of, open_cohort, open_lookups
-from epicrisis.commands.train import open_together
+from epicrisis.commands.inputs import coverage_of
+from epicrisis.commands.train import open_inputs, open_together, refuse_unopenable
 from epicrisis.corpus.prepare import prepare
 from epicrisis.llm.arm import telling_for
 from epicrisis.llm.base import load_tokenizer
@@ -21,12 +21,13 @@ from epicrisis.tracking.progress import say
 def run(config_filepath: Path | None, overrides: Sequence[str]) -> None:
     """Write narratives/, tokens/ and coverage.csv of every row of the cohort into the run directory."""
     settings = load_settings(config_filepath, overrides)
-    run_directory = open_together(settings, PartialState())
-    cohort = open_cohort(settings, training=False)
-    lookups = open_lookups(settings, cohort)
+    state = PartialState()
+    refuse_unopenable(settings)
+    cohort, lookups = open_inputs(settings, state, training=False)
     tokenizer = load_tokenizer(settings.model, make_accelerator(settings.training))
-    history = cohort.history(cohort.rows)
-    prepared = prepare(cohort.rows, history, telling_for(settings, lookups, tokenizer), run_directory.dir)
+    telling = telling_for(settings, lookups, tokenizer)
+    run_directory = open_together(settings, state)
+    prepared = prepare(cohort.rows, cohort.history(cohort.rows), telling, run_directory.dir)
     write_csv(coverage_of(cohort, cohort.rows, lookups), run_directory.dir / "coverage.csv")
     for row in prepared.statistics().iter_rows(named=True):
         say(

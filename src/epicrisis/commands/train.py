@@ -12,9 +12,10 @@ from epicrisis.cohort import Cohort
 from epicrisis.commands.arms import make_arm
 from epicrisis.commands.inputs import open_cohort, open_lookups
 from epicrisis.commands.judging import Predictions, judge_and_report
+from epicrisis.commands.preflight import refuse_unless_runnable
 from epicrisis.evaluation.predictions import binary_predictions, write_predictions
 from epicrisis.narrative import Lookups
-from epicrisis.settings import Settings, load_settings, refuse
+from epicrisis.settings import Settings, load_settings
 from epicrisis.tracking.progress import say
 from epicrisis.tracking.run_directory import RunDirectory, check_openable, open_run
 from epicrisis.tracking.trackers import track
@@ -26,10 +27,10 @@ def run(config_filepath: Path | None, overrides: Sequence[str]) -> None:
     """Pretrain or classify, as the config says."""
     settings = load_settings(config_filepath, overrides)
     state = PartialState()
+    refuse_unopenable(settings)
+    cohort, lookups = open_inputs(settings, state)
+    refuse_unless_runnable(settings, cohort, lookups)
     run_directory = open_together(settings, state)
-    with state.main_process_first():  # converting foreign data writes files; the others find them
-        cohort = open_cohort(settings)
-    lookups = open_lookups(settings, cohort)
     with track(run_directory, settings, active=state.is_main_process) as tracked:
         if settings.stage == "pretrain":
             pretrain_stage(settings, cohort, lookups, tracked)
@@ -40,16 +41,28 @@ def run(config_filepath: Path | None, overrides: Sequence[str]) -> None:
             judge_and_report(tracked, settings, cohort, lookups, {settings.arm: predictions})
 
 
+def refuse_unopenable(settings: Settings) -> None:
+    """Raise InputError where the run directory cannot be used, before the data are read."""
+    training = settings.training
+    check_openable(RunDirectory(training.output_dir), training.overwrite_output_dir, training.resume)
+
+
+def open_inputs(settings: Settings, state: PartialState, *, training: bool = True) -> tuple[Cohort, Lookups]:
+    """The checked cohort and lookups; where foreign data must be converted, the main process does it."""
+    with state.main_process_first():
+        cohort = open_cohort(settings, training=training)
+    return cohort, open_lookups(settings, cohort)
+
+
 def open_together(settings: Settings, state: PartialState) -> RunDirectory:
     """Open the run directory once; every process refuses an unusable one, so that none waits for another."""
     training = settings.training
-    directory = RunDirectory(training.output_dir)
-    check_openable(directory, training.overwrite_output_dir, training.resume)
+    refuse_unopenable(settings)
     state.wait_for_everyone()
     if state.is_main_process:
         open_run(training.output_dir, settings.resolved(), training.overwrite_output_dir, training.resume)
     state.wait_for_everyone()
-    return directory
+    return RunDirectory(training.output_dir)
 
 
 def pretrain_stage(settings: Settings, cohort: Cohort, lookups: Lookups, run_directory: RunDirectory) -> None:
@@ -74,7 +87,6 @@ def latest_rows(rows: pl.DataFrame) -> pl.DataFrame:
 
 def fit_and_predict(settings: Settings, cohort: Cohort, lookups: Lookups, run_directory: RunDirectory) -> Predictions:
     """Fit one arm on train and tuning, keep it, and predict tuning and held_out."""
-    refuse_unless_binary(cohort)
     arm = make_arm(settings, lookups)
     learnt_on = cohort.rows.filter(pl.col("split").is_in(["train", "tuning"]))
     fitted = arm.fit(learnt_on, cohort.history(learnt_on), run_directory)
@@ -89,15 +101,3 @@ def fit_and_predict(settings: Settings, cohort: Cohort, lookups: Lookups, run_di
         fitted.save(run_directory.dir)
     PartialState().wait_for_everyone()
     return predictions
-
-
-def refuse_unless_binary(cohort: Cohort) -> None:
-    """Raise InputError for a task that no arm of this version can do."""
-    if cohort.task.kind == "none":
-        raise refuse("data.labels_dir", "is not given", "classification needs labels: give a task's folder")
-    if cohort.task.kind != "binary":
-        raise refuse(
-            "data.labels_dir",
-            f"the task `{cohort.task.name}` is {cohort.task.kind}",
-            "the arms of this version answer binary tasks: give boolean_value labels",
-        )

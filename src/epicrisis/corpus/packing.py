@@ -59,12 +59,15 @@ def best_fit(lengths: Sequence[int], capacity: int) -> list[list[int]]:
     return rows
 
 
-def pack(documents: Sequence[Sequence[int]], rows: Sequence[Sequence[int]], pad_id: int) -> PackedBatch:
-    """Lay documents into the given rows, padded on the right to the fullest row.
+def pack(
+    documents: Sequence[Sequence[int]], rows: Sequence[Sequence[int]], pad_id: int, width: int | None = None
+) -> PackedBatch:
+    """Lay documents into the given rows, padded on the right to `width`, or to the fullest row.
 
     The padding of a row counts positions of its own from 0, so that to attention it is one more document.
+    A fixed width is kind to kernels that are compiled or cached for each shape they meet.
     """
-    width = max(sum(len(documents[i]) for i in row) for row in rows)
+    width = width or max(sum(len(documents[i]) for i in row) for row in rows)
     input_ids = torch.full((len(rows), width), pad_id)
     position_ids = torch.zeros((len(rows), width), dtype=torch.long)
     labels = torch.full((len(rows), width), IGNORED)

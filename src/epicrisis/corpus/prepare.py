@@ -17,6 +17,7 @@ from transformers import PreTrainedTokenizerBase
 from epicrisis.cohort import History, rows_fingerprint
 from epicrisis.corpus.tokens import count_tokens, encode_narratives, tokenizer_fingerprint
 from epicrisis.narrative import Lookups, Style, render
+from epicrisis.narrative.groups import Dates
 from epicrisis.tracking.progress import bar
 from epicrisis.tracking.stamps import hash_of, mark_done, stage_done
 
@@ -39,7 +40,7 @@ class Telling:
 
     lookups: Lookups
     style: Style
-    dates: str
+    dates: Dates
     max_tokens: int
     tokenizer: PreTrainedTokenizerBase
 

@@ -59,7 +59,7 @@ def activate(model: PeftModel, trainable: tuple[str, ...]) -> None:
     PEFT makes all the adapters trainable that it activates, hence the freezing afterwards.
     """
     names = list(model.peft_config)
-    model.base_model.set_adapter(names)
+    model.base_model.set_adapter(names)  # type: ignore[operator]  # PEFT forwards to its tuner
     for name in names:
         model.set_requires_grad(name, name in trainable)
         if name not in trainable:

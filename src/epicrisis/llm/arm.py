@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import numpy as np
 import polars as pl
 from accelerate import Accelerator
+from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import PreTrainedTokenizerBase
@@ -68,7 +69,9 @@ class FittedLlm:
         ordered = []
         for split in sorted(rows["split"].unique()):
             tokens = prepared.tokens(split)
-            lesson = QuestionLesson(tokens, self.telling.tokenizer, self.settings.model.question, None)
+            lesson = QuestionLesson(
+                tokens, self.telling.tokenizer, self.settings.model.question, self.settings.model.max_length
+            )
             scores = class_probabilities(
                 self.module, lesson, len(self.classes), self.settings.training.batch_size, self.accelerator
             )
@@ -79,6 +82,7 @@ class FittedLlm:
     def save(self, directory: Path) -> None:
         """Adapters, head and what the narratives were told with; safetensors and JSON only."""
         model = self.module.model
+        assert isinstance(model, PeftModel)
         for name in model.peft_config:
             save_adapter(model, name, directory / "adapters" / name, self.settings.model.model_name)
         if isinstance(self.module, ScoreHead):
@@ -242,7 +246,9 @@ def _lesson(
     tokens = prepared.tokens(split)
     labels = _keys(tokens).join(rows, on=KEYS, how="left", maintain_order="left")["label"]
     index = np.array([classes.index(label) for label in labels], dtype=np.int64)
-    return QuestionLesson(tokens, telling.tokenizer, settings.model.question, index)
+    return QuestionLesson(
+        tokens, telling.tokenizer, settings.model.question, settings.model.max_length, index, len(classes)
+    )
 
 
 def _keys(tokens: Any) -> pl.DataFrame:

@@ -28,12 +28,14 @@ class QuestionLesson:
         tokens: datasets.Dataset,
         tokenizer: PreTrainedTokenizerBase,
         question: str,
-        classes: np.ndarray | None,
+        max_length: int,
+        classes: np.ndarray | None = None,
         n_classes: int = 2,
     ):
         self._tokens = tokens
         self._prompt = encode_prompt(tokenizer, question)
         self._pad = tokenizer.pad_token_id
+        self._max_length = max_length
         self._classes = classes
         self.n_classes = n_classes
         self.lengths = np.asarray(tokens["n_tokens"]) + len(self._prompt)
@@ -51,8 +53,8 @@ class QuestionLesson:
 
     def collate(self, items: Sequence[int]) -> PackedBatch:
         documents = [ids + self._prompt for ids in self._tokens[list(items)]["input_ids"]]
-        lengths = [len(document) for document in documents]
-        return pack(documents, best_fit(lengths, max(lengths)), self._pad)
+        rows = best_fit([len(document) for document in documents], self._max_length)
+        return pack(documents, rows, self._pad, width=self._max_length if len(rows) > 1 else None)
 
     def units(self, items: Sequence[int]) -> int:
         return len(items)

@@ -55,12 +55,12 @@ class ScoreHead(nn.Module):
     def __init__(self, model: nn.Module, n_classes: int, seed: int):
         super().__init__()
         self.model = model
-        weight = causal_model(model).get_input_embeddings().weight
+        base = causal_model(model)
         with torch.random.fork_rng():
             torch.manual_seed(seed)
-            self.score = nn.Linear(weight.shape[1], n_classes, bias=True)
+            self.score = nn.Linear(base.config.hidden_size, n_classes)
         nn.init.zeros_(self.score.bias)
-        self.score.to(weight.device)
+        self.score.to(base.device)
 
     def forward(self, batch: PackedBatch) -> torch.Tensor:
         """Logits, float32 [n_documents, n_classes]."""

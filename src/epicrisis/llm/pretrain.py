@@ -22,6 +22,7 @@ class NarrativeLesson:
     def __init__(self, tokens: datasets.Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int):
         self._tokens = tokens
         self._eos, self._pad = tokenizer.eos_token_id, tokenizer.pad_token_id
+        self._max_length = max_length
         lengths = np.asarray(tokens["n_tokens"]) + 1  # EOS
         self._windows = best_fit(lengths.tolist(), max_length)
         # Every token of a document but its first is predicted from the one before it.
@@ -38,7 +39,7 @@ class NarrativeLesson:
         documents = [[*ids, self._eos] for ids in self._tokens[flat]["input_ids"]]
         bounds = np.cumsum([0] + [len(window) for window in wanted]).tolist()
         rows = [list(range(start, stop)) for start, stop in pairwise(bounds)]
-        return pack(documents, rows, self._pad)
+        return pack(documents, rows, self._pad, width=self._max_length)
 
     def units(self, items: Sequence[int]) -> int:
         return sum(self._units[item] for item in items)

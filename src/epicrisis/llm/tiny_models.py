@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
@@ -16,7 +17,7 @@ from transformers import (
 )
 
 VOCABULARY = 2048
-SHAPE = {
+SHAPE: dict[str, Any] = {
     "hidden_size": 192,
     "intermediate_size": 512,
     "num_hidden_layers": 4,
@@ -29,7 +30,7 @@ SHAPE = {
 
 def new_model(architecture: str, tokenizer: PreTrainedTokenizerFast, seed: int = 0) -> PreTrainedModel:
     """An untrained tiny Llama or Mistral for this tokenizer."""
-    ids = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    ids: dict[str, Any] = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         if architecture == "mistral":

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import yaml
 from omegaconf import OmegaConf
@@ -29,11 +29,15 @@ def load_settings(config_filepath: Path | None, overrides: Sequence[str] = (), *
 def settings_from(tree: dict[str, Any], *, check_files: bool = True) -> Settings:
     """Validate a plain tree of keys; see load_settings."""
     tree = _with_arm_and_stage(tree)
+    problems: list[Problem] = []
     try:
         settings = Settings.model_validate(tree)
     except ValidationError as error:
-        raise InputError([_explain(detail) for detail in error.errors()]) from None
-    problems = combination_problems(settings)
+        details = error.errors()
+        problems += _explain_all(details)
+        # what is sound is judged too, with defaults in place of the rest, so that all problems are told at once
+        settings = Settings.model_validate(_without(tree, [_key_of(detail["loc"]) for detail in details]))
+    problems += combination_problems(settings)
     if check_files:
         problems += missing_file_problems(settings)
     if problems:
@@ -82,13 +86,39 @@ def _with_arm_and_stage(tree: dict[str, Any]) -> dict[str, Any]:
     return {**tree, "arm": arm, "stage": tree.get("stage") or default_stage}
 
 
-def _explain(detail: Any) -> Problem:
-    where = ".".join(str(part) for part in detail["loc"])
-    if detail["type"] == "extra_forbidden":
-        return Problem(where, "is no key of a config", _nearest_key(detail["loc"]))
-    given = detail.get("input")
+def _explain_all(details: Sequence[Any]) -> list[Problem]:
+    """One problem per key, though a key that admits several types is reported once for each of them."""
+    by_key: dict[tuple[int | str, ...], list[Any]] = {}
+    for detail in details:
+        by_key.setdefault(_key_of(detail["loc"]), []).append(detail)
+    return [_explain(key, same) for key, same in by_key.items()]
+
+
+def _explain(key: tuple[int | str, ...], details: Sequence[Any]) -> Problem:
+    where = ".".join(map(str, key))
+    if details[0]["type"] == "extra_forbidden":
+        return Problem(where, "is no key of a config", _nearest_key(key))
+    messages = dict.fromkeys(detail["msg"][0].lower() + detail["msg"][1:] for detail in details)
+    given = details[0].get("input")
     shown = f" (given: {given!r})" if isinstance(given, str | int | float | bool) else ""
-    return Problem(where, f"{detail['msg'][0].lower()}{detail['msg'][1:]}{shown}", f"see {_section_of(where)}")
+    return Problem(where, f"{', or '.join(messages)}{shown}", f"see {_section_of(where)}")
+
+
+def _key_of(loc: Sequence[int | str]) -> tuple[int | str, ...]:
+    """The key that an error is about: `loc` goes deeper, into the items and the admitted types of its value."""
+    depth = 1 if loc[0] in ("arm", "stage") else 2
+    return tuple(loc[: 4 if loc[:2] == ("benchmark", "arms") else depth])
+
+
+def _without(tree: dict[str, Any], keys: Sequence[tuple[int | str, ...]]) -> dict[str, Any]:
+    """The tree without these keys of its sections (or whole sections); an item of a list takes the list along."""
+    sound = {name: dict(part) if isinstance(part, dict) else part for name, part in tree.items()}
+    for section, *rest in keys:
+        if rest and isinstance(sound.get(str(section)), dict):
+            sound[str(section)].pop(str(rest[0]), None)
+        else:
+            sound.pop(str(section), None)
+    return sound
 
 
 def _section_of(where: str) -> str:
@@ -97,11 +127,13 @@ def _section_of(where: str) -> str:
 
 def _nearest_key(loc: Sequence[int | str]) -> str:
     section: type[BaseModel] = Settings
-    for part in loc[:-1]:
-        field = section.model_fields.get(str(part))
-        if field is None or not (isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)):
-            return "remove it"
-        section = field.annotation
+    for part in (name for name in loc[:-1] if isinstance(name, str)):
+        annotation = section.model_fields[part].annotation
+        section = next(kind for kind in (annotation, *get_args(annotation)) if _is_section(kind))
     known = list(section.model_fields)
     near = difflib.get_close_matches(str(loc[-1]), known, n=1)
     return f"did you mean `{near[0]}`?" if near else f"known keys here: {', '.join(known)}"
+
+
+def _is_section(kind: Any) -> bool:
+    return isinstance(kind, type) and issubclass(kind, BaseModel)

@@ -199,8 +199,11 @@ def open_run(
 def check_openable(run: RunDirectory, overwrite: bool, resume: bool) -> None:
     """Raise InputError for what `open_run` would refuse; write nothing."""
     where = "training.output_dir"
-    if run.path.exists() and not run.path.is_dir():
-        raise refuse(where, f"{run.path} is a file, not a folder", "name a folder for the run")
+    there = next(path for path in (run.path, *run.path.absolute().parents) if path.exists())
+    if not there.is_dir():
+        raise refuse(where, f"{there} is a file, not a folder", "name a folder for the run")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise refuse(where, f"{there} cannot be written to", "name another folder, or mend its permissions")
     if overwrite and resume:
         raise refuse(
             where,

@@ -1,0 +1,153 @@
+"""Bases through Unsloth, on a GPU by its own kernels and on a CPU by transformers; adapters through PEFT.
+
+Unsloth changes transformers when it is imported, so that happens in here and only when it is asked for. What
+it would settle by itself (another precision, another checkpoint, longer positions) is refused instead.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from bitsandbytes.nn import Linear4bit
+from peft import PeftModel
+from transformers import AutoConfig, PreTrainedModel
+
+from epicrisis.llm.backends.peft import PeftBackend
+from epicrisis.settings import InputError, Problem, refuse
+from epicrisis.settings.schema import LoraSettings
+
+VERSION = "2026.10.9"
+_PROBE_LENGTH = 8
+
+
+class UnslothBackend:
+    """`training.framework: unsloth`."""
+
+    def load_base(
+        self, source: str, *, load_in_4bit: bool, dtype: torch.dtype, device: torch.device, max_length: int
+    ) -> PreTrainedModel:
+        _check_length(source, max_length)
+        with contextlib.redirect_stdout(sys.stderr):  # it prints where results are expected
+            model, _ = import_unsloth().FastLanguageModel.from_pretrained(
+                source,
+                max_seq_length=max_length,
+                dtype=dtype,
+                load_in_4bit=load_in_4bit,
+                load_in_16bit=not load_in_4bit,
+                device_map={"": device},
+                attn_implementation="sdpa",
+                use_gradient_checkpointing=False,  # is the run's own choice, made after loading
+                use_exact_model_name=True,  # not a checkpoint that someone else has quantised
+                fix_tokenizer=False,
+                offload_embedding=False,
+            )
+        check_precision(model, load_in_4bit, dtype)
+        keep_documents_apart(model)
+        return model.requires_grad_(False)
+
+    def attach(self, model: PreTrainedModel, name: str, lora: LoraSettings, seed: int) -> PeftModel:
+        """PEFT's own adapter: Unsloth's knows one name only, and no second adapter beside it."""
+        return PeftBackend().attach(model, name, lora, seed)
+
+
+def import_unsloth() -> ModuleType:
+    """The library, imported; InputError with the install line where it is missing or cannot run here."""
+    cache = Path(os.environ.get("EPICRISIS_CACHE", Path.home() / ".cache" / "epicrisis"))
+    os.environ.setdefault("UNSLOTH_DISABLE_STATISTICS", "1")  # it would tell a hub of every load
+    os.environ.setdefault("UNSLOTH_COMPILE_LOCATION", str(cache / "unsloth"))  # else the working directory
+    try:
+        import unsloth
+    except (ImportError, NotImplementedError) as error:
+        is_missing = isinstance(error, ModuleNotFoundError) and error.name == "unsloth"
+        what = "Unsloth is not installed" if is_missing else f"Unsloth cannot be imported ({error})"
+        raise refuse("training.framework", what, f"{_install_line()}, or choose peft") from error
+    return unsloth
+
+
+def _install_line() -> str:
+    if torch.cuda.is_available():
+        return f"pip install unsloth=={VERSION} unsloth_zoo=={VERSION}"
+    # its requirements are for GPUs and would replace a CPU's torch
+    return f"pip install --no-deps unsloth=={VERSION} unsloth_zoo=={VERSION}"
+
+
+def _check_length(source: str, max_length: int) -> None:
+    """Raise InputError where Unsloth would stretch the positions to reach `max_length`."""
+    config = AutoConfig.from_pretrained(source).get_text_config()
+    longest = getattr(config, "max_position_embeddings", None)
+    if longest is not None and max_length > longest:
+        raise refuse(
+            "model.max_length",
+            f"{max_length} is more than this base was trained for ({longest}), and Unsloth would rescale its positions",
+            f"make it {longest} or less, or set training.framework: peft",
+        )
+
+
+def check_precision(model: PreTrainedModel, load_in_4bit: bool, dtype: torch.dtype) -> None:
+    """Raise InputError where the base came in another precision than asked for."""
+    problems = []
+    is_4bit = any(isinstance(module, Linear4bit) for module in model.modules())
+    if is_4bit != load_in_4bit:
+        what = f"Unsloth loaded the base {'in' if is_4bit else 'without'} 4-bit"
+        fix = "a base of hidden size 64 or more on a CPU that bitsandbytes supports, or training.framework: peft"
+        problems.append(Problem("training.load_in_4bit", what, fix))
+    found = model.get_input_embeddings().weight.dtype
+    if found != dtype:
+        what = f"Unsloth loaded the base in {found} instead of {dtype}"
+        problems.append(Problem("training.bf16", what, "ask for what the machine has, or training.framework: peft"))
+    if problems:
+        raise InputError(problems)
+
+
+def keep_documents_apart(model: PreTrainedModel) -> None:
+    """Make sure that packed documents do not see each other; InputError where they cannot be kept from it.
+
+    On a GPU Unsloth reads the bounds of documents from position_ids only when the batch is one row. Then the
+    rows are laid end to end, which to attention is the same.
+    """
+    if documents_are_apart(model):
+        return
+    _lay_rows_end_to_end(model.get_decoder())
+    if not documents_are_apart(model):
+        raise refuse(
+            "training.framework",
+            "with Unsloth the documents of a row would see each other in this base",
+            "set training.framework: peft",
+        )
+
+
+def documents_are_apart(model: PreTrainedModel) -> bool:
+    """Whether a document's hidden states are the same whatever stands before it in the row.
+
+    Two rows of two documents are read twice; between the readings only the first documents change.
+    """
+    decoder = model.get_decoder()
+    ids = torch.arange(4 * _PROBE_LENGTH, device=model.device).reshape(2, -1) % model.config.vocab_size
+    changed = torch.cat([ids[:, :_PROBE_LENGTH].flip(1), ids[:, _PROBE_LENGTH:]], dim=1)
+    positions = torch.arange(_PROBE_LENGTH, device=model.device).repeat(2, 2)
+    with torch.no_grad():
+        first, second = (
+            decoder(input_ids=read, position_ids=positions, use_cache=False).last_hidden_state
+            for read in (ids, changed)
+        )
+    after = slice(_PROBE_LENGTH, None)
+    return torch.allclose(first[:, after].float(), second[:, after].float(), atol=1e-3, rtol=1e-3)
+
+
+def _lay_rows_end_to_end(decoder: Any) -> None:
+    forward = decoder.forward
+
+    def forward_as_one_row(input_ids: Any = None, position_ids: Any = None, **others: Any) -> Any:
+        if input_ids is None or position_ids is None or others.get("attention_mask") is not None:
+            return forward(input_ids=input_ids, position_ids=position_ids, **others)
+        output = forward(input_ids=input_ids.reshape(1, -1), position_ids=position_ids.reshape(1, -1), **others)
+        output.last_hidden_state = output.last_hidden_state.reshape(*input_ids.shape, -1)
+        return output
+
+    decoder.forward = forward_as_one_row
