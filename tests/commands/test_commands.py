@@ -179,8 +179,11 @@ def test_prepare_tells_every_row_within_the_budget(dataset: Path, base: Path, tm
     assert (tmp_path / "tokens" / "train" / "tokens.arrow").is_file()
 
 
-def test_nothing_about_a_patient_leaves_the_folders_made_for_it(dataset: Path, base: Path, tmp_path: Path) -> None:
-    """A pretraining, and a benchmark of a tabular and a fused arm: no other file names a subject or tells its story."""
+def test_nothing_about_a_patient_leaves_the_folders_made_for_it(
+    dataset: Path, base: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """After a pretraining, and a benchmark of a tabular and a fused arm, no other file and no printed line names a
+    subject or tells its story."""
     model = [f"model.model_name={base}", "model.max_length=256", f"model.question={QUESTION}", "training.max_steps=2"]
     keys = [*data_keys(dataset), *model, "evaluation.bootstrap_resamples=100", "training.batch_size=2"]
     run("train", *keys, "stage=pretrain", f"training.output_dir={tmp_path / 'pretrain'}")
@@ -197,10 +200,11 @@ def test_nothing_about_a_patient_leaves_the_folders_made_for_it(dataset: Path, b
     assert len(lines) > 100
     others = [path for path in files if not allowed & set(path.relative_to(tmp_path).parts)]
     assert {".json", ".jsonl", ".yaml", ".csv", ".html", ".txt", ".safetensors"} <= {path.suffix for path in others}
-    for path in others:
-        content = path.read_bytes()
-        assert str(FIRST_SUBJECT)[:6].encode() not in content, path
-        assert not any(line in content for line in lines), path
+    printed = "".join(capfd.readouterr())
+    assert "report: " in printed
+    for place, content in [("the terminal", printed.encode()), *((path, path.read_bytes()) for path in others)]:
+        assert str(FIRST_SUBJECT)[:6].encode() not in content, place
+        assert not any(line in content for line in lines), place
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -6,7 +6,7 @@ from transformers import AutoModelForCausalLM
 
 from epicrisis.corpus.packing import pack
 from epicrisis.corpus.tokens import encode_narratives
-from epicrisis.llm.heads import LabelTokens, NextToken, hidden_states
+from epicrisis.llm.heads import LabelTokens, NextToken, hidden_states, mean_hidden
 from tests.llm.conftest import NARRATIVES
 
 
@@ -47,3 +47,12 @@ def test_label_token_scores_are_the_full_vocabulary_logits_at_the_answer(bases, 
     ids = encode_narratives(tokenizer, NARRATIVES[:1])[0]
     full = model(input_ids=torch.tensor([ids])).logits[0, -1, [7, 9]]
     torch.testing.assert_close(LabelTokens(model, [7, 9])(pack([ids], [[0]], 0))[0], full, atol=1e-5, rtol=1e-5)
+
+
+def test_mean_pooling_is_the_mean_over_each_documents_own_tokens(bases, tokenizer):
+    model = AutoModelForCausalLM.from_pretrained(bases["llama"]).eval()
+    documents = encode_narratives(tokenizer, NARRATIVES)
+    pooled = mean_hidden(model, pack(documents, [[2, 0], [1, 5, 4], [3]], tokenizer.pad_token_id, width=256))
+    for i, ids in enumerate(documents):
+        alone = model.get_decoder()(torch.tensor([ids])).last_hidden_state[0].mean(0)
+        torch.testing.assert_close(pooled[i], alone, atol=1e-4, rtol=1e-3)

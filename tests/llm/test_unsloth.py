@@ -21,7 +21,13 @@ from epicrisis.corpus.packing import pack
 from epicrisis.corpus.tokens import answer_token_ids, encode_narratives
 from epicrisis.llm.adapters import CLINICAL, load_stacked, save_adapter, stack
 from epicrisis.llm.backends import backend_for
-from epicrisis.llm.backends.unsloth import check_precision, documents_are_apart, keep_documents_apart
+from epicrisis.llm.backends.unsloth import (
+    VERSION,
+    check_length,
+    check_precision,
+    documents_are_apart,
+    keep_documents_apart,
+)
 from epicrisis.llm.base import load_base
 from epicrisis.llm.checkpoints import Checkpoints, trained_weights
 from epicrisis.llm.classify import QuestionLesson
@@ -33,7 +39,9 @@ from epicrisis.settings import InputError, settings_from
 from tests.llm.conftest import NARRATIVES, QUESTION
 
 HAS_UNSLOTH = importlib.util.find_spec("unsloth") is not None
-NEEDS_UNSLOTH = pytest.mark.skipif(not HAS_UNSLOTH, reason="unsloth is not installed (see docs: training.framework)")
+NEEDS_UNSLOTH = pytest.mark.skipif(
+    not HAS_UNSLOTH, reason=f"not installed: pip install --no-deps unsloth=={VERSION} unsloth_zoo=={VERSION}"
+)
 BASES = pytest.mark.parametrize("base", ["llama", "mistral"])
 TOLERANCE = {"atol": 1e-5, "rtol": 1e-4}
 
@@ -138,15 +146,15 @@ def test_both_stages_learn(runs, base):
 
 @NEEDS_UNSLOTH
 def test_an_adapter_of_one_library_loads_in_the_other(runs, bases, tmp_path):
-    """PEFT reads what Unsloth has saved, and Unsloth what PEFT has; both give the writer's hidden states."""
-    read = "import sys, json, torch; from pathlib import Path; from tests.llm.test_unsloth import states; "
-    read += "torch.save(states(*sys.argv[1:4]), sys.argv[4])"
-    for writer, reader in (("peft", "unsloth"), ("unsloth", "peft")):
-        call = [reader, str(bases["llama"]), str(runs[writer, "llama"]), str(tmp_path / "read.pt")]
-        subprocess.run([sys.executable, "-c", read, *call], check=True)
-        found = torch.load(tmp_path / "read.pt", weights_only=True)
-        expected = states("peft", str(bases["llama"]), str(runs["peft", "llama"]))
-        torch.testing.assert_close(found, expected, **TOLERANCE)
+    """Unsloth reads what PEFT has saved, and PEFT what Unsloth has, to the same hidden states."""
+    base, ours, theirs = (str(path) for path in (bases["llama"], runs["peft", "llama"], runs["unsloth", "llama"]))
+    expected = states("peft", base, ours)
+    torch.testing.assert_close(states("peft", base, theirs), expected, **TOLERANCE)
+    read = (
+        "import sys, torch; from tests.llm.test_unsloth import states; torch.save(states(*sys.argv[1:4]), sys.argv[4])"
+    )
+    subprocess.run([sys.executable, "-c", read, "unsloth", base, ours, str(tmp_path / "read.pt")], check=True)
+    torch.testing.assert_close(torch.load(tmp_path / "read.pt", weights_only=True), expected, **TOLERANCE)
 
 
 def states(framework: str, base: str, folder: str) -> torch.Tensor:
@@ -170,10 +178,10 @@ def test_without_unsloth_the_install_line_is_given(settings, accelerator, monkey
         load_base(settings("llama", **{"training.framework": "unsloth"}), accelerator)
 
 
-def test_positions_are_not_stretched(settings, accelerator):
-    longer = settings("llama", **{"training.framework": "unsloth", "model.max_length": 513})
+def test_positions_are_not_stretched(bases):
+    check_length(str(bases["llama"]), 512)
     with pytest.raises(InputError, match="513 is more than this base was trained for"):
-        load_base(longer, accelerator)
+        check_length(str(bases["llama"]), 513)
 
 
 def test_another_precision_than_asked_for_is_refused(bases):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -42,8 +43,9 @@ def run_command(name: str, argv: Sequence[str] | None = None) -> int:
         module = importlib.import_module(f"epicrisis.commands.{name}")
         module.run(known.config_filepath, overrides)
     except InputError as error:
-        print(f"epicrisis {name}: bad input", file=sys.stderr)
-        print("\n".join(f"- {problem}" for problem in error.problems), file=sys.stderr)
+        if os.environ.get("LOCAL_RANK", "0") == "0":  # every process of a launch finds the same
+            print(f"epicrisis {name}: bad input", file=sys.stderr)
+            print("\n".join(f"- {problem}" for problem in error.problems), file=sys.stderr)
         return 2
     return 0
 

@@ -12,6 +12,7 @@ from accelerate import PartialState
 from epicrisis.cohort import Cohort, rows_fingerprint
 from epicrisis.commands.judging import Predictions, judge_and_report
 from epicrisis.commands.preflight import refuse_unless_runnable
+from epicrisis.commands.processes import processes
 from epicrisis.commands.train import SPLITS_JUDGED, fit_and_predict, open_inputs, open_together, refuse_unopenable
 from epicrisis.corpus.prepare import lookups_fingerprint
 from epicrisis.evaluation.predictions import read_predictions
@@ -37,7 +38,7 @@ def run(config_filepath: Path | None, overrides: Sequence[str]) -> None:
     arms = {arm.name: arm_settings(settings, tree, arm) for arm in settings.benchmark.arms}
     if not arms:
         raise refuse("benchmark.arms", "no arm is listed", "list at least one, as configs/demo/benchmark.yaml does")
-    state = PartialState()
+    state = processes()
     refuse_unopenable(_reopening(settings))
     cohort, lookups = open_inputs(settings, state)
     for own in arms.values():

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from accelerate import PartialState
-
 from epicrisis.commands.arms import make_arm
 from epicrisis.commands.inputs import open_cohort, open_lookups
 from epicrisis.commands.preflight import refuse_unless_answerable
+from epicrisis.commands.processes import processes
 from epicrisis.evaluation.predictions import binary_predictions, write_predictions
 from epicrisis.settings import load_settings, refuse
 from epicrisis.tracking.progress import say
@@ -30,6 +29,6 @@ def run(config_filepath: Path | None, overrides: Sequence[str]) -> None:
     fitted = make_arm(settings, open_lookups(settings, cohort)).load(directory.dir)
     predictions = binary_predictions(rows, fitted.predict(rows, cohort.history(rows)))
     folder = settings.evaluation.predictions_dir or directory.dir / "predictions"
-    if PartialState().is_main_process:
+    if processes().is_main_process:
         target = write_predictions(predictions, folder / f"{settings.evaluation.split}.parquet")
         say(f"{rows.height} predictions in {target}")

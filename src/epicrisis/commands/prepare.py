@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from accelerate import PartialState
-
 from epicrisis.commands.inputs import coverage_of
+from epicrisis.commands.processes import processes
 from epicrisis.commands.train import open_inputs, open_together, refuse_unopenable
 from epicrisis.corpus.prepare import prepare
 from epicrisis.llm.arm import telling_for
@@ -21,7 +20,7 @@ from epicrisis.tracking.progress import say
 def run(config_filepath: Path | None, overrides: Sequence[str]) -> None:
     """Write narratives/, tokens/ and coverage.csv of every row of the cohort into the run directory."""
     settings = load_settings(config_filepath, overrides)
-    state = PartialState()
+    state = processes()
     refuse_unopenable(settings)
     cohort, lookups = open_inputs(settings, state, training=False)
     tokenizer = load_tokenizer(settings.model, make_accelerator(settings.training))

@@ -13,6 +13,7 @@ from epicrisis.commands.arms import make_arm
 from epicrisis.commands.inputs import open_cohort, open_lookups
 from epicrisis.commands.judging import Predictions, judge_and_report
 from epicrisis.commands.preflight import refuse_unless_runnable
+from epicrisis.commands.processes import processes
 from epicrisis.evaluation.predictions import binary_predictions, write_predictions
 from epicrisis.narrative import Lookups
 from epicrisis.settings import Settings, load_settings
@@ -26,7 +27,7 @@ SPLITS_JUDGED = ("tuning", "held_out")
 def run(config_filepath: Path | None, overrides: Sequence[str]) -> None:
     """Pretrain or classify, as the config says."""
     settings = load_settings(config_filepath, overrides)
-    state = PartialState()
+    state = processes()
     refuse_unopenable(settings)
     cohort, lookups = open_inputs(settings, state)
     refuse_unless_runnable(settings, cohort, lookups)
@@ -48,9 +49,16 @@ def refuse_unopenable(settings: Settings) -> None:
 
 
 def open_inputs(settings: Settings, state: PartialState, *, training: bool = True) -> tuple[Cohort, Lookups]:
-    """The checked cohort and lookups; where foreign data must be converted, the main process does it."""
-    with state.main_process_first():
-        cohort = open_cohort(settings, training=training)
+    """The checked cohort and lookups.
+
+    The main process goes first, since it converts foreign data for all; where it finds something wrong, the
+    others find the same instead of waiting for it.
+    """
+    try:
+        cohort = open_cohort(settings, training=training) if state.is_main_process else None
+    finally:
+        state.wait_for_everyone()
+    cohort = cohort or open_cohort(settings, training=training)
     return cohort, open_lookups(settings, cohort)
 
 
@@ -71,7 +79,7 @@ def pretrain_stage(settings: Settings, cohort: Cohort, lookups: Lookups, run_dir
 
     rows = latest_rows(cohort.rows.filter(pl.col("split").is_in(["train", "tuning"])))
     metrics = pretrain(settings, lookups, rows, cohort.history(rows), run_directory)
-    if PartialState().is_main_process:
+    if processes().is_main_process:
         text = (
             f"continued pretraining of {settings.model.model_name}: tuning perplexity "
             f"{metrics['perplexity_before']:.3f} before, {metrics['perplexity']:.3f} after"
@@ -95,9 +103,9 @@ def fit_and_predict(settings: Settings, cohort: Cohort, lookups: Lookups, run_di
     predictions = {}
     for split in SPLITS_JUDGED:
         predictions[split] = probabilities.filter(judged["split"] == split)
-        if PartialState().is_main_process:
+        if processes().is_main_process:
             write_predictions(predictions[split], run_directory.predictions(split))
-    if PartialState().is_main_process:
+    if processes().is_main_process:
         fitted.save(run_directory.dir)
-    PartialState().wait_for_everyone()
+    processes().wait_for_everyone()
     return predictions

@@ -223,7 +223,7 @@ def _classifier(settings: Settings, tokenizer: PreTrainedTokenizerBase, accelera
 def _head(settings: Settings, model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> nn.Module:
     answers = settings.model.answers
     if settings.model.head == "score":
-        return ScoreHead(model, len(answers), settings.training.seed)
+        return ScoreHead(model, len(answers), settings.training.seed, settings.model.pooling)
     return LabelTokens(model, answer_token_ids(tokenizer, settings.model.question, answers))
 
 

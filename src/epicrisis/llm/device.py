@@ -20,9 +20,7 @@ def make_accelerator(training: TrainingSettings) -> Accelerator:
         raise refuse("training.fp16", "needs a GPU", "leave it out here; bf16: true works on a CPU")
     accelerator = Accelerator(mixed_precision="fp16" if training.fp16 else "no", cpu=not torch.cuda.is_available())
     if accelerator.device.type == "cpu":  # accelerate launch leaves each process one thread
-        torch.set_num_threads(
-            max(1, int(os.environ.get("EXP_T", len(os.sched_getaffinity(0)))) // accelerator.num_processes)
-        )
+        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // accelerator.num_processes))
     return accelerator
 
 

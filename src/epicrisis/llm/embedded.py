@@ -1,8 +1,8 @@
 """The embedded default bases: a small Llama and a small Mistral that can read, made on the spot and cached.
 
 They stand in for hub models where there is no network. Tokenizer and weights come from the shipped lookup
-terms and from a synthetic population of other subjects than any cohort's, told up to their prediction time and
-followed by reading exercises, so that the base has seen the language of narratives but no outcome.
+terms and from a synthetic population of other subjects than any cohort's, told up to their prediction time,
+so that the base has seen the language of narratives but no outcome.
 """
 
 from __future__ import annotations
@@ -19,20 +19,19 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import datasets
 import polars as pl
 from accelerate import PartialState
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from epicrisis.cohort import Cohort, build_cohort
-from epicrisis.corpus.tokens import count_tokens, prompt_text
+from epicrisis.corpus.prepare import Prepared, Telling, prepare
+from epicrisis.corpus.tokens import prompt_text
 from epicrisis.events.synthetic import synthesize
 from epicrisis.llm.checkpoints import Checkpoints
 from epicrisis.llm.device import make_accelerator
 from epicrisis.llm.heads import NextToken
 from epicrisis.llm.loop import train
 from epicrisis.llm.pretrain import NarrativeLesson, token_loss
-from epicrisis.llm.reading import ANSWERS, Reading, exercises, lessons
 from epicrisis.llm.tiny_models import SHAPE, VOCABULARY, new_model, train_tokenizer
 from epicrisis.narrative import Lookups, get_style, load_lookups, render, shipped_lookup
 from epicrisis.settings.schema import TrainingSettings
@@ -40,12 +39,11 @@ from epicrisis.tracking.progress import say
 
 EMBEDDED = ("epicrisis/tiny-llama", "epicrisis/tiny-mistral")
 
-POPULATION: dict[str, Any] = {"n_subjects": 3000, "seed": 7_000_001, "split_shares": (0.95, 0.05, 0.0)}
+POPULATION: dict[str, Any] = {"n_subjects": 1500, "seed": 7_000_001, "split_shares": (0.9, 0.1, 0.0)}
 WINDOW = 512
-NARRATIVE_TOKENS = 224
 TRAINING: dict[str, Any] = {
     "epochs": 1.0,
-    "batch_size": 3,
+    "batch_size": 2,
     "learning_rate": 3e-3,
     "warmup_ratio": 0.1,
     "logging_steps": 50,
@@ -96,54 +94,41 @@ def _build_alone(name: str, cache_dir: Path) -> None:
 
 
 def _train_base(architecture: str, tokenizer: PreTrainedTokenizerFast, work: Path) -> PreTrainedModel:
+    prepared = _prepare_population(tokenizer, work)
     training = TrainingSettings(output_dir=work, keep_best=False, **TRAINING)
-    lesson, tuning = (NarrativeLesson(part, tokenizer, WINDOW) for part in _reading_lessons(tokenizer, work))
+    lesson = NarrativeLesson(prepared.tokens("train"), tokenizer, WINDOW)
+    tuning = NarrativeLesson(prepared.tokens("tuning"), tokenizer, WINDOW)
     accelerator = make_accelerator(training)
     model = new_model(architecture, tokenizer).to(accelerator.device)
-    answer_ids = [tokenizer(f" {answer}", add_special_tokens=False)["input_ids"][0] for answer in ANSWERS]
-
     train(
-        Reading(model, answer_ids),
+        NextToken(model),
         lesson,
         training,
         accelerator,
         Checkpoints(work / "checkpoints", keep=1, accelerator=accelerator),
         title="embedded base",
-        evaluate=lambda _: token_loss(NextToken(model), tuning, training.batch_size, accelerator),
+        evaluate=lambda module: token_loss(module, tuning, training.batch_size, accelerator),
         log=lambda **_: None,
     )
     return model.cpu()
 
 
-def _reading_lessons(tokenizer: PreTrainedTokenizerFast, work: Path) -> list[datasets.Dataset]:
-    """Narratives with exercises of the population's train and tuning subjects."""
+def _prepare_population(tokenizer: PreTrainedTokenizerFast, work: Path) -> Prepared:
     cohort = _population(work / "population")
-    lookups, style = _lookups(cohort), get_style("timeline")
-    parts = []
-    for split in ("train", "tuning"):
-        rows = cohort.select(split)
-        events = cohort.history(rows).events().collect()
-        told = render(
-            events.lazy(),
-            rows,
-            lookups,
-            style,
-            count_tokens=lambda texts: count_tokens(tokenizer, texts),
-            max_tokens=NARRATIVE_TOKENS,
-        )
-        parts.append(lessons(told, exercises(events, lookups, style, seed=0), tokenizer, WINDOW - 1))
-    return parts
+    telling = Telling(_lookups(cohort), get_style("timeline"), "relative", WINDOW - 2, tokenizer)
+    return prepare(cohort.rows, cohort.history(cohort.rows), telling, work / "prepared")
 
 
 def _narratives(directory: Path) -> list[str]:
-    """Texts of the population and questions on it, in every style, for the tokenizer to learn."""
     cohort = _population(directory)
     rows = cohort.rows.sample(min(600, cohort.rows.height), seed=0)
     lookups = _lookups(cohort)
-    events = cohort.history(rows).events().collect()
-    told = [render(events.lazy(), rows, lookups, get_style(style))["narrative"] for style in ("timeline", "flat")]
-    asked = exercises(events, lookups, get_style("timeline"), seed=0)["question"]
-    return [*pl.concat(told).to_list(), *map(prompt_text, asked)]
+    events = cohort.history(rows).events()
+    return [
+        text
+        for style in ("timeline", "flat")
+        for text in render(events, rows, lookups, get_style(style))["narrative"].to_list()
+    ]
 
 
 def _population(directory: Path) -> Cohort:

@@ -7,6 +7,7 @@ into attention that never crosses documents.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -50,11 +51,15 @@ class LabelTokens(nn.Module):
 
 
 class ScoreHead(nn.Module):
-    """Class logits by a linear layer, trained with the adapter, on each document's last hidden state."""
+    """Class logits by a linear layer, trained with the adapter, on each document's hidden states.
 
-    def __init__(self, model: nn.Module, n_classes: int, seed: int):
+    pooling: `last` reads the last token's state, `mean` the average over the document's tokens.
+    """
+
+    def __init__(self, model: nn.Module, n_classes: int, seed: int, pooling: Literal["last", "mean"] = "last"):
         super().__init__()
         self.model = model
+        self._pooled = mean_hidden if pooling == "mean" else last_hidden
         base = causal_model(model)
         with torch.random.fork_rng():
             torch.manual_seed(seed)
@@ -64,7 +69,7 @@ class ScoreHead(nn.Module):
 
     def forward(self, batch: PackedBatch) -> torch.Tensor:
         """Logits, float32 [n_documents, n_classes]."""
-        return self.score(last_hidden(self.model, batch).float())
+        return self.score(self._pooled(self.model, batch).float())
 
 
 def hidden_states(model: nn.Module, batch: PackedBatch) -> torch.Tensor:
@@ -77,3 +82,12 @@ def hidden_states(model: nn.Module, batch: PackedBatch) -> torch.Tensor:
 def last_hidden(model: nn.Module, batch: PackedBatch) -> torch.Tensor:
     """The hidden state of each document's last token [n_documents, hidden]."""
     return hidden_states(model, batch)[batch.ends[:, 0], batch.ends[:, 1]]
+
+
+def mean_hidden(model: nn.Module, batch: PackedBatch) -> torch.Tensor:
+    """The hidden states of each document averaged over its tokens, float32 [n_documents, hidden]."""
+    rows, last = batch.ends[:, 0], batch.ends[:, 1]
+    lengths = batch.position_ids[rows, last] + 1
+    # Sums up to and including each token; a document's own sum is the difference of two of them.
+    sums = F.pad(hidden_states(model, batch).float().cumsum(dim=1), (0, 0, 1, 0))
+    return (sums[rows, last + 1] - sums[rows, last + 1 - lengths]) / lengths[:, None]

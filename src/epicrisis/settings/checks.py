@@ -75,6 +75,8 @@ def _model_problems(settings: Settings) -> list[Problem]:
         problems.append(
             Problem("model.clinical_trainable", "there is no clinical adapter", "give model.clinical_adapter")
         )
+    if model.pooling == "mean" and model.head != "score":
+        problems.append(Problem("model.pooling", "answers are read off the last token only", "set model.head: score"))
     if len(set(model.answers)) != len(model.answers) or len(model.answers) < 2:
         problems.append(Problem("model.answers", "answers must be two or more, all different", "e.g. [no, yes]"))
     if model.num_classes and settings.arm == "llm" and model.num_classes != len(model.answers):

@@ -46,11 +46,11 @@ def settings_from(tree: dict[str, Any], *, check_files: bool = True) -> Settings
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """The file as a plain tree; InputError where it is missing, broken, or not a mapping."""
+    """The file as a plain tree, `${...}` left as written; InputError where it is missing, broken, or no mapping."""
     if not path.is_file():
         raise refuse(str(path), "there is no such config file", "check --config_filepath")
     try:
-        tree = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
+        tree = OmegaConf.to_container(OmegaConf.load(path))
     except (yaml.YAMLError, OmegaConfBaseException, UnicodeDecodeError) as error:
         reason = " ".join(str(error).split())
         raise refuse(str(path), f"is not valid YAML ({reason})", "mend the line named there") from None
@@ -66,15 +66,22 @@ def parse_overrides(overrides: Iterable[str]) -> dict[str, Any]:
     if bad:
         raise InputError([Problem(a, "is not an override", "write it as section.key=value") for a in bad])
     try:
-        return OmegaConf.to_container(OmegaConf.from_dotlist(arguments), resolve=True)  # type: ignore[return-value]
+        return OmegaConf.to_container(OmegaConf.from_dotlist(arguments))  # type: ignore[return-value]
     except (yaml.YAMLError, OmegaConfBaseException) as error:
         reason = " ".join(str(error).split())
         raise refuse("overrides", reason, "write each as section.key=value") from None
 
 
 def merge(tree: dict[str, Any], overrides: dict[str, Any]) -> dict[str, Any]:
-    """`overrides` laid over `tree`, section by section; lists are replaced whole."""
-    return OmegaConf.to_container(OmegaConf.merge(tree, overrides), resolve=True)  # type: ignore[return-value]
+    """`overrides` laid over `tree`, section by section; lists are replaced whole.
+
+    `${section.key}` stands for that key's value after the overrides. Raises InputError where there is none.
+    """
+    try:
+        return OmegaConf.to_container(OmegaConf.merge(tree, overrides), resolve=True)  # type: ignore[return-value]
+    except OmegaConfBaseException as error:
+        where, reason = error.full_key or "config", str(error).partition("\n")[0]
+        raise refuse(where, reason, "mend its `${...}`, or write the value itself") from None
 
 
 def _with_arm_and_stage(tree: dict[str, Any]) -> dict[str, Any]:

@@ -25,6 +25,8 @@ class ModelSettings(Section):
     """Where given, the number of classes that the task must have."""
     head: Literal["label_tokens", "score"] = "label_tokens"
     """Classify by the answers' token log-probabilities, or by a linear head on the last hidden state."""
+    pooling: Literal["last", "mean"] = "last"
+    """What the score head reads: the last token's hidden state, or the average over the sequence."""
     question: str = "Will the outcome happen?"
     """Asked after the narrative; never truncated."""
     answers: tuple[str, ...] = ("no", "yes")
@@ -83,8 +85,11 @@ class LoraSettings(Section):
     """The adapter that this run trains."""
 
     r: int = Field(16, ge=1)
+    """Rank: how much the adapter can learn."""
     lora_alpha: float = Field(16, gt=0)
+    """Weight of the adapter: its output is scaled by alpha/r."""
     lora_dropout: float = Field(0.0, ge=0, lt=1)
+    """Share of the adapter's inputs dropped in training."""
     target_modules: tuple[str, ...] | Literal["all-linear"] = "all-linear"
     """Module names that get an adapter; `all-linear` is every linear layer but the output head."""
     use_rslora: bool = False
@@ -103,6 +108,7 @@ class TrainingSettings(Section):
     framework: Literal["peft", "unsloth"] = "peft"
     """Which library loads the base and attaches adapters."""
     epochs: float = Field(1.0, gt=0)
+    """Passes over the train rows (pretraining: over their packed windows)."""
     max_steps: int | None = Field(None, ge=1)
     """Stop after this many optimiser steps, whatever `epochs` says."""
     batch_size: int = Field(4, ge=1)
@@ -110,28 +116,37 @@ class TrainingSettings(Section):
     gradient_accumulation_steps: int = Field(1, ge=1)
     """batch_size x this many sequences make one optimiser step, whatever the number of processes."""
     learning_rate: float = Field(2e-4, gt=0)
+    """At its highest, after the warm-up."""
     weight_decay: float = Field(0.0, ge=0)
+    """AdamW's."""
     warmup_steps: int | None = Field(None, ge=0)
+    """Optimiser steps in which the learning rate rises from 0; goes before warmup_ratio."""
     warmup_ratio: float = Field(0.05, ge=0, lt=1)
     """Share of all steps spent warming up, where warmup_steps is not given."""
     lr_scheduler_type: Literal["cosine", "linear", "constant"] = "cosine"
+    """How the learning rate falls after the warm-up."""
     max_grad_norm: float = Field(1.0, gt=0)
+    """Gradients longer than this are shortened to it."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time."""
     load_in_4bit: bool = True
     """NF4 with double quantisation (QLoRA)."""
     fp16: bool = False
+    """Half-precision compute, for GPUs without bfloat16; excludes bf16: true."""
     bf16: bool | Literal["auto"] = "auto"
     """bfloat16 compute; `auto` takes it where the GPU, or else the CPU (AMX), has it in hardware."""
     logging_steps: int = Field(10, ge=1)
+    """Steps between lines of the log."""
     eval_steps: int | None = Field(None, ge=1)
     """Steps between evaluations on tuning; once an epoch where not given."""
     save_steps: int | None = Field(None, ge=1)
     """Steps between checkpoints; at each evaluation where not given."""
     save_total_limit: int = Field(2, ge=1)
+    """Latest checkpoints kept."""
     keep_best: bool = True
     """End with the weights of the lowest tuning loss rather than the last ones."""
     seed: int = 0
+    """Of adapters, data order, matching and resampling: the same seed repeats the run."""
 
 
 class TabularSettings(Section):
@@ -145,6 +160,7 @@ class EvaluationSettings(Section):
     """How predictions are judged."""
 
     bootstrap_resamples: int = Field(1000, ge=100)
+    """Resamples of the patients, for the 95% intervals."""
     calibration: Literal["temperature", "none"] = "temperature"
     """Temperature fitted on tuning, applied to held_out."""
     split: Literal["train", "tuning", "held_out"] = "held_out"
@@ -157,10 +173,15 @@ class SyntheticSettings(Section):
     """What `synthesize` writes."""
 
     output_dir: Path | None = None
+    """The folder to write; new or empty."""
     n_subjects: int = Field(2000, ge=10)
+    """Subjects of all splits together."""
     seed: int = 0
+    """The same seed gives the same bytes."""
     shard_size: int = Field(10_000, ge=1)
+    """Subjects per event file, before they are sorted into splits."""
     novel_code_probability: float = Field(0.01, ge=0, le=1)
+    """Of an everyday diagnosis, to carry a code that no table knows."""
 
 
 class WandbSettings(Section):
@@ -169,7 +190,9 @@ class WandbSettings(Section):
     enabled: bool | None = None
     """Off by default; on where `project` is given and this is not set to false."""
     project: str | None = None
+    """The project that runs are sent to; naming it enables W&B."""
     run_name: str | None = None
+    """What this run is called there."""
     mode: Literal["online", "offline"] | None = None
     """Online where WANDB_API_KEY is set, else offline."""
 
@@ -178,13 +201,16 @@ class ArmSettings(Section):
     """One arm of a benchmark: a name and what differs from the rest of the file."""
 
     name: str
+    """What the table calls it; its folder under `arms/` is named after it."""
     overrides: dict[str, Any] = {}
+    """Keys of any section but data, evaluation and benchmark: `{arm: xgboost, tabular.min_subjects: 3}`."""
 
 
 class BenchmarkSettings(Section):
     """Arms that run on the same rows."""
 
     arms: tuple[ArmSettings, ...] = ()
+    """The arms, in the order of the table."""
     reference: str | None = None
     """The arm that others are compared with, pairwise on the same resamples."""
 

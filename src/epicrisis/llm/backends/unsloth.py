@@ -32,7 +32,8 @@ class UnslothBackend:
     def load_base(
         self, source: str, *, load_in_4bit: bool, dtype: torch.dtype, device: torch.device, max_length: int
     ) -> PreTrainedModel:
-        _check_length(source, max_length)
+        if device.type != "cpu":
+            check_length(source, max_length)
         with contextlib.redirect_stdout(sys.stderr):  # it prints where results are expected
             model, _ = import_unsloth().FastLanguageModel.from_pretrained(
                 source,
@@ -77,8 +78,8 @@ def _install_line() -> str:
     return f"pip install --no-deps unsloth=={VERSION} unsloth_zoo=={VERSION}"
 
 
-def _check_length(source: str, max_length: int) -> None:
-    """Raise InputError where Unsloth would stretch the positions to reach `max_length`."""
+def check_length(source: str, max_length: int) -> None:
+    """Raise InputError where Unsloth, on a GPU, would stretch the positions to reach `max_length`."""
     config = AutoConfig.from_pretrained(source).get_text_config()
     longest = getattr(config, "max_position_embeddings", None)
     if longest is not None and max_length > longest:
@@ -95,7 +96,7 @@ def check_precision(model: PreTrainedModel, load_in_4bit: bool, dtype: torch.dty
     is_4bit = any(isinstance(module, Linear4bit) for module in model.modules())
     if is_4bit != load_in_4bit:
         what = f"Unsloth loaded the base {'in' if is_4bit else 'without'} 4-bit"
-        fix = "a base of hidden size 64 or more on a CPU that bitsandbytes supports, or training.framework: peft"
+        fix = f"set training.load_in_4bit: {str(is_4bit).lower()}, or training.framework: peft"
         problems.append(Problem("training.load_in_4bit", what, fix))
     found = model.get_input_embeddings().weight.dtype
     if found != dtype:
