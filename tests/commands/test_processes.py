@@ -32,7 +32,13 @@ def launch(*arguments: object) -> subprocess.CompletedProcess[str]:
 
 def test_two_processes_learn_what_one_does(dataset: Path, base: Path, tmp_path: Path) -> None:
     keys = [*data_keys(dataset), f"model.model_name={base}", f"model.question={QUESTION}", "model.max_length=256"]
-    keys += ["stage=pretrain", "training.max_steps=3", "training.batch_size=4", "training.bf16=false"]
+    keys += [
+        "stage=pretrain",
+        "training.max_steps=3",
+        "training.batch_size=4",
+        "training.bf16=false",
+        "training.learning_rate=2e-2",
+    ]
     assert main(["train", *keys, f"training.output_dir={tmp_path / 'one'}"]) == 0
     ended = launch(*keys, f"training.output_dir={tmp_path / 'two'}")
     assert ended.returncode == 0, ended.stderr
@@ -40,7 +46,7 @@ def test_two_processes_learn_what_one_does(dataset: Path, base: Path, tmp_path: 
     one, two = (json.loads((tmp_path / name / "summary.json").read_text()) for name in ("one", "two"))
     assert two["perplexity_before"] == pytest.approx(one["perplexity_before"], rel=1e-4)
     assert two["perplexity"] == pytest.approx(one["perplexity"], rel=1e-3)
-    assert one["perplexity"] != pytest.approx(one["perplexity_before"], rel=1e-2)
+    assert one["perplexity"] != pytest.approx(one["perplexity_before"], rel=2e-2)
 
 
 def test_bad_input_is_told_once_and_no_process_waits_for_another(dataset: Path, tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ def run(config_filepath: Path | None, overrides: Sequence[str]) -> None:
             synthetic.output_dir,
             synthetic.n_subjects,
             synthetic.seed,
+            mean_visits=synthetic.mean_visits,
             shard_size=synthetic.shard_size,
             novel_code_probability=synthetic.novel_code_probability,
             progress=progress.advance,

@@ -39,7 +39,12 @@ from epicrisis.tracking.progress import say
 
 EMBEDDED = ("epicrisis/tiny-llama", "epicrisis/tiny-mistral")
 
-POPULATION: dict[str, Any] = {"n_subjects": 1500, "seed": 7_000_001, "split_shares": (0.9, 0.1, 0.0)}
+POPULATION: dict[str, Any] = {
+    "n_subjects": 1500,
+    "seed": 7_000_001,
+    "mean_visits": 5.0,
+    "split_shares": (0.9, 0.1, 0.0),
+}
 WINDOW = 512
 TRAINING: dict[str, Any] = {
     "epochs": 1.0,

@@ -178,6 +178,8 @@ class SyntheticSettings(Section):
     """Subjects of all splits together."""
     seed: int = 0
     """The same seed gives the same bytes."""
+    mean_visits: float = Field(6.5, ge=4)
+    """Visits per subject before the prediction time; the length of a record."""
     shard_size: int = Field(10_000, ge=1)
     """Subjects per event file, before they are sorted into splits."""
     novel_code_probability: float = Field(0.01, ge=0, le=1)
