@@ -86,6 +86,7 @@ def test_an_auroc_that_does_not_exist_is_no_number(benchmark: Callable) -> None:
         text = (run / name).read_text()
         assert "undefined" in text, name
         assert "one class" in text.lower() or "no positive" in text.lower(), name
+        assert "C fixed at 0.1" in text, f"{name} does not say that nothing was tuned on 15 rows"
 
 
 @needs_mimic

@@ -46,7 +46,7 @@ def run(config_filepath: Path | None, overrides: Sequence[str]) -> None:
     directory = open_together(_reopening(settings), state)
     predictions = {name: _run_arm(own, cohort, lookups, name, state) for name, own in arms.items()}
     if state.is_main_process:
-        judge_and_report(directory, settings, cohort, lookups, predictions)
+        judge_and_report(directory, settings, cohort, lookups, predictions, arm_directories(settings))
 
 
 def arm_settings(settings: Settings, tree: dict[str, Any], arm: ArmSettings) -> Settings:

@@ -26,4 +26,4 @@ def run(config_filepath: Path | None, overrides: Sequence[str]) -> None:
         for name, place in places.items()
     }
     cohort = open_cohort(settings)
-    judge_and_report(directory, settings, cohort, open_lookups(settings, cohort), arms)
+    judge_and_report(directory, settings, cohort, open_lookups(settings, cohort), arms, places)

@@ -34,7 +34,7 @@ def judge_and_report(
     cohort: Cohort,
     lookups: Lookups,
     arms: Mapping[str, Predictions],
-    arm_notes: Mapping[str, str] | None = None,
+    places: Mapping[str, RunDirectory],
 ) -> Judgement:
     """Judge every arm on all of held_out; write results.csv, plots and the report; print the table."""
     rows = cohort.select("held_out")
@@ -50,7 +50,7 @@ def judge_and_report(
         seed=settings.training.seed,
     )
     plots = plot_all(held_out, run.plots, f"{dataset}, {task}, held_out")
-    write_report(run, _content(run, settings, cohort, lookups, judgement, plots, arm_notes or {}))
+    write_report(run, _content(run, settings, cohort, lookups, judgement, plots, _arm_notes(places)))
     print_results(judgement)
     say(f"report: {run.report}")
     return judgement
@@ -61,6 +61,13 @@ def refuse_unless_judgeable(settings: Settings, cohort: Cohort) -> None:
     if cohort.select("held_out").is_empty():
         raise refuse("data", "no held_out row to judge on", "give labels for held_out subjects too")
     _oracle(settings, cohort)
+
+
+def _arm_notes(places: Mapping[str, RunDirectory]) -> dict[str, str]:
+    """What fitting had to say, such as what was not tuned and why, from each arm's own directory."""
+    files = {name: place.dir / "arm.json" for name, place in places.items()}
+    notes = {name: json.loads(file.read_text())["notes"] for name, file in files.items() if file.is_file()}
+    return {name: "; ".join(said) for name, said in notes.items() if said}
 
 
 def _content(run, settings, cohort, lookups, judgement, plots, arm_notes) -> ReportContent:

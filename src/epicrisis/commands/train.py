@@ -38,8 +38,8 @@ def run(config_filepath: Path | None, overrides: Sequence[str]) -> None:
             return
         predictions = fit_and_predict(settings, cohort, lookups, tracked)
         if state.is_main_process:
-            assert settings.arm is not None
-            judge_and_report(tracked, settings, cohort, lookups, {settings.arm: predictions})
+            name = str(settings.arm)
+            judge_and_report(tracked, settings, cohort, lookups, {name: predictions}, {name: run_directory})
 
 
 def refuse_unopenable(settings: Settings) -> None:
