@@ -7,7 +7,7 @@ PYTHON ?= python3
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: install demo test lint
+.PHONY: install install-unsloth demo test lint
 
 install: .venv/installed
 
@@ -17,6 +17,10 @@ install: .venv/installed
 	pip install --quiet torch==2.13.0
 	pip install --quiet --editable ".[dev]"
 	touch $@
+
+# Optional, for training.framework: unsloth on a machine without a GPU; see docs/unsloth.md for one with.
+install-unsloth: install
+	pip install --quiet --no-deps unsloth==2026.10.9 unsloth_zoo==2026.10.9 trl==1.15.0
 
 demo: install
 	bash scripts/demo.sh
