@@ -21,8 +21,6 @@ from epicrisis.corpus.tokens import answer_token_ids, encode_prompt
 from epicrisis.llm.adapters import (
     CLINICAL,
     DOWNSTREAM,
-    adapter_directory,
-    check_base,
     load_stacked,
     save_adapter,
     stack,
@@ -214,9 +212,13 @@ def _classifier(settings: Settings, tokenizer: PreTrainedTokenizerBase, accelera
     if settings.model.clinical_adapter is None:
         model = backend_for(settings.training.framework).attach(base, DOWNSTREAM, settings.lora, seed)
     else:
-        directory = adapter_directory(settings.model.clinical_adapter)
-        check_base(base, directory)
-        model = stack(base, directory, settings.lora, clinical_trainable=settings.model.clinical_trainable, seed=seed)
+        model = stack(
+            base,
+            settings.model.clinical_adapter,
+            settings.lora,
+            clinical_trainable=settings.model.clinical_trainable,
+            seed=seed,
+        )
     return _head(settings, model, tokenizer)
 
 
