@@ -29,7 +29,7 @@ test: install
 	pytest
 
 lint: install
-	ruff format --check src tests scripts
-	ruff check src tests scripts
+	ruff format --check src tests scripts benchmarks
+	ruff check src tests scripts benchmarks
 	mypy
 	lint-imports

@@ -148,7 +148,7 @@ CASES: dict[str, tuple[Spoil, str]] = {
         lambda data: lookup(data, "code,term\nI10,Hypertension\nI10,Headache\n"),
         "medical_lookup.csv: .*1 code",
     ),
-    "lookup without its column": (lambda data: lookup(data, "code,words\nI10,x\n"), "medical_lookup.csv: .*term"),
+    "lookup without its column": (lambda data: lookup(data, "code,kind,year\nI10,x,1\n"), "medical_lookup.csv: .*term"),
     "truncated shard": (lambda data: corrupt(first_shard(data)), "train/0.parquet: cannot be read as Parquet"),
     "shard with a broken page": (
         lambda data: corrupt_page(first_shard(data)),

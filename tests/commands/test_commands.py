@@ -173,10 +173,19 @@ def test_prepare_tells_every_row_within_the_budget(dataset: Path, base: Path, tm
     told = pl.read_parquet(tmp_path / "narratives" / "**" / "*.parquet")
     labels = pl.read_parquet(dataset / "labels" / "diagnoses" / "*.parquet").unique(KEYS)
     assert told.select(KEYS).sort(KEYS).equals(labels.select(KEYS).sort(KEYS))
-    assert told["style"].unique().to_list() == ["timeline@1"]
+    assert told["style"].unique().to_list() == ["timeline@2"]
     assert told["n_events_dropped"].sum() > 0
+    assert list((tmp_path / "tokens" / "train").glob("*.arrow"))
+
     assert pl.read_csv(tmp_path / "coverage.csv").height > 3
-    assert (tmp_path / "tokens" / "train" / "tokens.arrow").is_file()
+    lengths = pl.read_csv(tmp_path / "lengths.csv")
+    assert lengths["split"].to_list() == ["train", "tuning", "held_out"]
+    assert lengths["narratives"].sum() == told.height
+    assert lengths["tokens_max"].max() <= 100
+    page = (tmp_path / "report.html").read_text()
+    assert all(part in page for part in ("timeline@2", "useful token share", "narratives cut"))
+    assert page.count("data:image/png;base64,") == 1
+    assert not (tmp_path / "summary.json").exists()
 
 
 def test_nothing_about_a_patient_leaves_the_folders_made_for_it(
@@ -201,10 +210,21 @@ def test_nothing_about_a_patient_leaves_the_folders_made_for_it(
     others = [path for path in files if not allowed & set(path.relative_to(tmp_path).parts)]
     assert {".json", ".jsonl", ".yaml", ".csv", ".html", ".txt", ".safetensors"} <= {path.suffix for path in others}
     printed = "".join(capfd.readouterr())
-    assert "report: " in printed
+    assert printed.count("report: ") == 2
+    _assert_narratives_reported(tmp_path / "pretrain", ["train", "tuning"])
+    _assert_narratives_reported(tmp_path / "run", ["train", "tuning", "held_out"])
     for place, content in [("the terminal", printed.encode()), *((path, path.read_bytes()) for path in others)]:
         assert str(FIRST_SUBJECT)[:6].encode() not in content, place
         assert not any(line in content for line in lines), place
+
+
+def _assert_narratives_reported(folder: Path, splits: list[str]) -> None:
+    page, summary = (folder / "report.html").read_text(), json.loads((folder / "summary.json").read_text())
+    assert [row["split"] for row in summary["lengths"]] == splits
+    assert summary["narrative"]["style"] == "timeline@2"
+    assert "narratives cut" in page
+    assert 'alt="narrative lengths"' in page
+    assert (folder / "plots" / "narrative_lengths.png").is_file()
 
 
 @pytest.mark.parametrize("command", COMMANDS)

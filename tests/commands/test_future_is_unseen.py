@@ -6,7 +6,8 @@ import polars as pl
 import pytest
 
 from epicrisis.cohort import build_cohort
-from epicrisis.corpus.prepare import Telling, prepare
+from epicrisis.corpus.prepare import prepare
+from epicrisis.corpus.telling import Telling, fit_narrator
 from epicrisis.events.synthetic import synthesize
 from epicrisis.llm.tiny_models import train_tokenizer
 from epicrisis.narrative import get_style, load_lookups, shipped_lookup
@@ -39,12 +40,14 @@ def _edited(meds: Path, target: Path, *, before: bool) -> Path:
     return target
 
 
-def _inputs(meds: Path, work: Path, style: str) -> tuple[list[list[int]], list[str], str]:
+def _inputs(meds: Path, work: Path, style: str, values: str | None) -> tuple[list[list[int]], list[str], str]:
     """Token ids and narratives of the language-model arms, and the feature table of the tabular ones."""
     cohort = build_cohort(meds, labels_dir=meds / "labels/cancer")
     lookups = load_lookups(medical=shipped_lookup("medical"), time=shipped_lookup("time"), codes=cohort.dataset.codes())
     history = cohort.history(cohort.rows)
-    telling = Telling(lookups, get_style(style), "relative", 300, train_tokenizer(["a b"]))
+    train = cohort.history(cohort.select("train"))
+    narrator = fit_narrator(train, lookups, get_style(style), values=values)
+    telling = Telling(narrator, lookups, 300, train_tokenizer(["a b"]))
     prepared = prepare(cohort.rows, history, telling, work)
     ids = [row for split in ("train", "tuning", "held_out") for row in prepared.tokens(split)["input_ids"]]
     texts = [text for split in ("train", "held_out") for text in prepared.narratives(split).collect()["narrative"]]
@@ -52,11 +55,13 @@ def _inputs(meds: Path, work: Path, style: str) -> tuple[list[list[int]], list[s
     return ids, texts, str(fit_features(table, 1).for_trees(table).toarray().tolist())
 
 
-@pytest.mark.parametrize("style", ["timeline", "flat"])
-def test_the_future_is_unseen_by_every_arm(meds: Path, tmp_path: Path, style: str) -> None:
-    original = _inputs(meds, tmp_path / "a", style)
-    other_future = _inputs(_edited(meds, tmp_path / "future", before=False), tmp_path / "b", style)
-    other_past = _inputs(_edited(meds, tmp_path / "past", before=True), tmp_path / "c", style)
+@pytest.mark.parametrize(
+    ("style", "values"), [("timeline", None), ("flat", "words"), ("recent_unique", "deciles"), ("visits", None)]
+)
+def test_the_future_is_unseen_by_every_arm(meds: Path, tmp_path: Path, style: str, values: str | None) -> None:
+    original = _inputs(meds, tmp_path / "a", style, values)
+    other_future = _inputs(_edited(meds, tmp_path / "future", before=False), tmp_path / "b", style, values)
+    other_past = _inputs(_edited(meds, tmp_path / "past", before=True), tmp_path / "c", style, values)
     assert other_future == original
     for changed, unchanged in zip(other_past, original, strict=True):
         assert changed != unchanged, "the comparison sees nothing"

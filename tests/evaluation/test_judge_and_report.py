@@ -14,9 +14,16 @@ from rich.console import Console
 from epicrisis.evaluation.calibration import fit_temperature
 from epicrisis.evaluation.canaries import canaries
 from epicrisis.evaluation.judge import Judgement, Scope, judge, print_results, results_text
-from epicrisis.evaluation.plots import plot_all, precision_steps
+from epicrisis.evaluation.plots import plot_all, plot_lengths, plot_loss, precision_steps
 from epicrisis.evaluation.predictions import binary_predictions, with_split
-from epicrisis.evaluation.report import ReportContent, render, split_counts, write_report
+from epicrisis.evaluation.report import (
+    CorpusContent,
+    ReportContent,
+    render,
+    split_counts,
+    write_corpus_report,
+    write_report,
+)
 from epicrisis.settings.problems import InputError
 from epicrisis.tracking import open_run
 
@@ -131,6 +138,16 @@ def test_precision_steps_sum_to_the_average_precision() -> None:
     assert np.sum(np.diff(recall) * precision[1:]) == pytest.approx(average_precision_score(labels, scores))
 
 
+LENGTHS = pl.DataFrame(
+    {
+        "split": ["held_out", "train"],
+        "tokens_mean": [1409.4, 12.0],
+        "tokens_per_event": [9.25, None],
+        "events_left_out": [0.246, None],
+    }
+)
+
+
 def content(folder: Path, judgement: Judgement) -> ReportContent:
     rows = ROWS
     scalars = rows.select("subject_id", "prediction_time").with_columns(
@@ -144,7 +161,8 @@ def content(folder: Path, judgement: Judgement) -> ReportContent:
         coverage=coverage,
         canaries=canaries(scalars, rows, n_resamples=20),
         cohort_notes=["3 controls got a matched index date"],
-        narrative={"style": "timeline@1", "held_out": {"rows_with_dropped_events": 12, "mean_tokens": 409.0}},
+        narrative={"one": {"style": "timeline@2", "token_budget": 446}},
+        lengths=LENGTHS,
         arm_notes={"arm <b>one</b>": "C fixed at 0.1: 15 tuning rows are fewer than 50"},
         baseline="arm <b>one</b>",
         environment={"python": "3.11"},
@@ -167,9 +185,11 @@ def test_the_report_holds_everything_and_no_patient(tmp_path: Path) -> None:
             "Environment",
             "Configuration",
         ),
-        *("future_cancer", "timeline@1", "ICD10CM", "record_length", "3 controls got a matched index date"),
+        *("future_cancer", "timeline@2", "ICD10CM", "record_length", "3 controls got a matched index date"),
         *(
-            "rows with dropped events 12, mean tokens 409.0",
+            "style timeline@2, token budget 446",
+            ">1,409<",
+            ">24.6%<",
             "some/folder",
             "C fixed at 0.1",
             "the oracle is known",
@@ -187,6 +207,7 @@ def test_the_report_holds_everything_and_no_patient(tmp_path: Path) -> None:
     summary = json.loads(run.summary.read_text())
     assert summary["arms"]["oracle"]["oracle_lift_share"]["value"] == 1.0
     assert summary["temperatures"][0]["fitted_on"] == "tuning"
+    assert summary["lengths"] == LENGTHS.to_dicts()
     assert run.finished
     assert "canary record_length" in run.summary_text.read_text()
 
@@ -207,3 +228,80 @@ def test_plots_are_drawn_for_one_class_too(tmp_path: Path) -> None:
     rows = HELD_OUT.with_columns(label=False)
     for path in plot_all(predictions(rows), tmp_path, "demo").values():
         assert path.read_bytes().startswith(b"\x89PNG")
+
+
+BINS = pl.DataFrame(
+    [
+        ("one", 446, "tokens", "train", 0.0, 100.0, 30),
+        ("one", 446, "tokens", "train", 100.0, 150.0, 10),
+        ("one", 446, "tokens", "tuning", 0.0, 150.0, 12),
+        ("one", 446, "tokens_per_event", "train", 5.0, 9.0, 40),
+        ("other", None, "tokens", "train", 0.0, 900.0, 40),
+    ],
+    schema=["told", "budget", "of", "split", "at_least", "below", "narratives"],
+    orient="row",
+)
+
+
+def test_length_bins_are_drawn_as_densities_with_the_budget() -> None:
+    figure = plot_lengths(BINS, "demo")
+    tokens, per_event, unbounded, nothing = figure.axes
+    train, tuning = tokens.patches
+    assert train.get_data().values == pytest.approx([30 / 40 / 100, 10 / 40 / 50])
+    assert tuning.get_data().values == pytest.approx([1 / 150])
+    assert [text.get_text() for text in tokens.get_legend().get_texts()] == ["train, 40", "tuning, 12", "budget, 446"]
+    assert len(per_event.patches) == 1
+    assert [text.get_text() for text in unbounded.get_legend().get_texts()] == ["train, 40"]
+    assert not nothing.patches
+    assert tokens.get_title(loc="left") == "one"
+
+
+def test_without_bins_the_plot_says_so() -> None:
+    assert [axes.texts[0].get_text() for axes in plot_lengths(BINS.clear(), "demo").axes] == [
+        "too few narratives to draw"
+    ] * 2
+
+
+def test_losses_are_drawn_where_they_are_known() -> None:
+    history = pl.DataFrame(
+        {"step": [2, 4, 6], "train": [3.0, float("nan"), 2.0], "tuning": [None, 2.5, None]},
+        schema={"step": pl.Int64, "train": pl.Float64, "tuning": pl.Float64},
+    )
+    train, tuning = plot_loss(history, "demo").axes[0].lines
+    assert train.get_xydata().tolist() == [[2, 3.0], [6, 2.0]]
+    assert tuning.get_xydata().tolist() == [[4, 2.5]]
+
+
+def test_a_run_without_predictions_has_a_report_too(tmp_path: Path) -> None:
+    run = open_run(tmp_path / "run", {})
+    packing = pl.DataFrame({"split": ["train"], "rows": [1200], "useful_token_share": [0.985]})
+    page = write_corpus_report(
+        run,
+        CorpusContent(
+            title="demo · narratives",
+            lead="2,000 narratives told",
+            figures={"perplexity": 3.25},
+            splits=split_counts(ROWS.with_columns(label=pl.lit(None, pl.Boolean))),
+            lengths=LENGTHS,
+            packing=packing,
+            cohort_notes=["a note"],
+        ),
+    ).read_text(encoding="utf-8")
+    assert "<title>epicrisis · demo · narratives</title>" in page
+    for part in ("2,000 narratives told", "3.250", "a note", ">1,200<", ">98.5%<", "tokens per event"):
+        assert part in page, part
+    for part in ("Results", "Judged on", "Calibration", "Leakage canaries", "Plots", "positive", "None"):
+        assert part not in page, part
+    assert not run.finished
+
+
+def test_a_table_of_narratives_of_patients_is_refused(tmp_path: Path) -> None:
+    run = open_run(tmp_path / "run", {})
+    with pytest.raises(ValueError, match="no patient-level data"):
+        write_corpus_report(run, CorpusContent(title="t", lead="l", lengths=HELD_OUT))
+    assert not run.report.exists()
+
+
+def test_positives_are_counted_only_where_labels_are_yes_or_no() -> None:
+    assert split_counts(ROWS).columns == ["split", "rows", "subjects", "positive"]
+    assert split_counts(ROWS.with_columns(label=pl.lit("C50"))).columns == ["split", "rows", "subjects"]

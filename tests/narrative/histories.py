@@ -6,9 +6,12 @@ from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 
+import numpy as np
 import polars as pl
+import pyarrow as pa
 
-from epicrisis.narrative import Lookups, load_lookups
+from epicrisis.narrative import Lookups, Narrator, get_style, load_lookups, make_narrator, tell
+from epicrisis.narrative.narrator import Dates
 
 SHIPPED = Path(__file__).parents[2] / "lookups"
 """The tables that come with the project."""
@@ -59,3 +62,35 @@ def codes_table(*rows: tuple) -> pl.DataFrame:
     """rows: (code, description or None, [parent codes] or None)."""
     schema = {"code": pl.String, "description": pl.String, "parent_codes": pl.List(pl.String)}
     return pl.DataFrame(rows, schema=schema, orient="row")
+
+
+def narrator_of(
+    events: pl.LazyFrame | pl.DataFrame,
+    lookups: Lookups | None = None,
+    style: str = "timeline",
+    dates: Dates = "relative",
+) -> Narrator:
+    """A narrator that knows the codes of these events."""
+    codes = events.lazy().select("code").collect()["code"]
+    return make_narrator(codes, lookups or load_lookups(), get_style(style), dates)
+
+
+def told_in(
+    style: str,
+    events: pl.LazyFrame | pl.DataFrame,
+    rows: pl.DataFrame,
+    lookups: Lookups | None = None,
+    dates: Dates = "relative",
+    max_tokens: int | None = None,
+) -> pl.DataFrame:
+    """The narratives of the rows, by a narrator that knows the codes of these events; words count as tokens."""
+    narrator = narrator_of(events, lookups, style, dates)
+    counter = count_words if max_tokens is not None else None
+    return tell(events, rows, narrator, count_tokens=counter, max_tokens=max_tokens).narratives()
+
+
+def count_words(texts: pa.LargeStringArray) -> np.ndarray:
+    """A tokenizer that splits at spaces and counts each `;` and `:` on its own."""
+    return np.array(
+        [len(text.replace(";", " ; ").replace(":", " : ").split()) for text in texts.to_pylist()], dtype=int
+    )

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from epicrisis.narrative import get_style, load_lookups, render
-from tests.narrative.histories import SHIPPED, codes_table, history, rows_of
+from epicrisis.narrative import STYLES, get_style, load_lookups
+from tests.narrative.histories import SHIPPED, codes_table, history, rows_of, told_in
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 
@@ -79,24 +79,26 @@ PATIENTS = {
 }
 
 
-@pytest.mark.parametrize("style", ["timeline", "flat"])
+@pytest.mark.parametrize("style", STYLES)
 @pytest.mark.parametrize("patient", PATIENTS)
 def test_narrative_reads_as_the_golden_file(patient, style):
-    told = render(history(PATIENTS[patient]), rows_of(1), LOOKUPS, get_style(style))
+    told = told_in(style, history(PATIENTS[patient]), rows_of(1), LOOKUPS)
     golden = (GOLDEN / f"{patient}.{style}.txt").read_text(encoding="utf-8")
     assert told["narrative"].item() + "\n" == golden
-    assert told.select("n_events", "n_events_dropped", "style").row(0) == (len(PATIENTS[patient]), 0, f"{style}@1")
+    label = get_style(style).label
+    assert told.select("n_events", "n_events_dropped", "style").row(0) == (len(PATIENTS[patient]), 0, label)
 
 
 @pytest.mark.parametrize("dates", ["gap", "calendar"])
 def test_other_dates_read_as_the_golden_file(dates):
-    told = render(history(WOMAN_IN_HOSPITAL), rows_of(1), LOOKUPS, get_style("timeline"), dates=dates)
+    told = told_in("timeline", history(WOMAN_IN_HOSPITAL), rows_of(1), LOOKUPS, dates=dates)
     golden = (GOLDEN / f"woman_in_hospital.timeline.{dates}.txt").read_text(encoding="utf-8")
     assert told["narrative"].item() + "\n" == golden
 
 
-def test_a_stay_that_has_not_ended_has_no_length():
-    told = render(history(WOMAN_IN_HOSPITAL), rows_of(1), LOOKUPS, get_style("timeline"))["narrative"].item()
+@pytest.mark.parametrize("style", STYLES)
+def test_a_stay_that_has_not_ended_has_no_length(style):
+    told = told_in(style, history(WOMAN_IN_HOSPITAL), rows_of(1), LOOKUPS)["narrative"].item()
     assert "inpatient visit starts" in told
     assert "inpatient visit ends" not in told
     assert "stay" not in told

@@ -159,14 +159,14 @@ def test_all_problems_of_all_tables_are_told_at_once_with_counts(tmp_path):
         tables(
             tmp_path,
             medical="code,term\nC61,Prostate cancer\nC61,Breast cancer\nC50,\n,Nothing\n",
-            lab="code,name\nGLUCOSE,Glucose\n",
+            lab="code,name,unit\nGLUCOSE,Glucose,mmol/L\n",
             time="code,term\nsoon,soon\n",
         )
     message = str(caught.value)
     assert "medical.csv: 1 codes have more than one term (first: C61)" in message
     assert "medical.csv: 1 codes without a term" in message
     assert "medical.csv: 1 rows without a code" in message
-    assert "lab.csv: lacks the column term" in message
+    assert "lab.csv: 3 columns, but none called term" in message
     assert "time.csv: 'soon' is no time interval" in message
 
 
@@ -175,6 +175,92 @@ def test_identical_duplicates_are_noted(tmp_path):
     assert told(lookups, "ICD10CM//C61") == [("Prostate cancer", "lookup")]
     assert len(lookups.notes) == 1
     assert "1 codes are listed twice" in lookups.notes[0]
+
+
+@pytest.mark.parametrize("header", ["ICD-10,meaning", "code,meaning", "whatever,term"])
+def test_table_of_two_columns_needs_no_names_and_says_how_it_was_read(tmp_path, header):
+    lookups = tables(tmp_path, medical=f"{header}\nC61,Prostate cancer\n", lab=f"{header}\nGLUCOSE,Glucose\n")
+    assert told(lookups, "ICD10CM//C61", "LAB//GLUCOSE") == [("Prostate cancer", "lookup"), ("Glucose", "lookup")]
+    code, term = header.split(",")
+    assert f"medical.csv: column '{code}' was read as code, '{term}' as term" in lookups.notes[0]
+    assert lookups.ranges is None
+
+
+@pytest.mark.parametrize("header", ["term,code", "meaning,code", "term,ICD-10"])
+def test_a_name_tells_which_of_two_columns_is_which(tmp_path, header):
+    lookups = tables(tmp_path, medical=f"{header}\nProstate cancer,C61\n")
+    assert told(lookups, "ICD10CM//C61") == [("Prostate cancer", "lookup")]
+
+
+def test_table_with_the_right_names_is_read_by_them_without_a_note(tmp_path):
+    lookups = tables(tmp_path, medical="kind,term,code\nneoplasm,Prostate cancer,C61\n")
+    assert told(lookups, "ICD10CM//C61") == [("Prostate cancer", "lookup")]
+    assert lookups.notes == ()
+
+
+@pytest.mark.parametrize("text", ["id,meaning,kind\nC61,Prostate cancer,x\n", "C61\nC50\n"])
+def test_wider_or_narrower_tables_without_the_names_are_refused(tmp_path, text):
+    with pytest.raises(InputError, match=r"columns?, but none called code or term"):
+        tables(tmp_path, medical=text)
+
+
+def test_file_of_codes_goes_before_the_datasets_own(tmp_path):
+    own = codes_table(("X//1", "One", ["X//2"]), ("X//2", "Two", None), ("X//3", None, ["X//2"]))
+    over = codes_table(("X//1", "Another one", None), ("X//3", None, ["X//4"]), ("X//4", "Four", None))
+    over.write_parquet(tmp_path / "codes.parquet")
+    lookups = load_lookups(codes=own, codes_filepath=tmp_path / "codes.parquet")
+    assert told(lookups, "X//1", "X//2", "X//3") == [
+        ("Another one", "description"),
+        ("Two", "description"),
+        ("Four", "parent"),
+    ]
+    assert lookups.codes.filter(pl.col("code") == "X//1")["parent_codes"].to_list() == [["X//2"]]
+
+
+def test_file_of_codes_may_hold_one_parent_as_text_and_no_descriptions(tmp_path):
+    pl.DataFrame({"code": ["X//1"], "parent_codes": ["X//2"]}).write_parquet(tmp_path / "codes.parquet")
+    own = codes_table(("X//2", "Two", None))
+    lookups = load_lookups(codes=own, codes_filepath=tmp_path / "codes.parquet")
+    assert told(lookups, "X//1") == [("Two", "parent")]
+
+
+@pytest.mark.parametrize(
+    ("table", "problem"),
+    [
+        ({"name": ["a"]}, "lacks the column code"),
+        ({"code": [1], "description": ["a"]}, "a column has a wrong type"),
+        ({"code": ["a"], "parent_codes": [3]}, "a column has a wrong type"),
+        ({"code": ["a", "a"], "description": ["one", "two"]}, "1 codes have more than one description"),
+    ],
+)
+def test_other_files_of_codes_are_refused(tmp_path, table, problem):
+    path = tmp_path / "own.parquet"
+    with pytest.raises(InputError, match=r"own\.parquet: the file does not exist"):
+        load_lookups(codes_filepath=path)
+    path.write_text("code,description\n")
+    with pytest.raises(InputError, match=r"own\.parquet: cannot be read as Parquet"):
+        load_lookups(codes_filepath=path)
+    pl.DataFrame(table).write_parquet(path)
+    with pytest.raises(InputError, match=rf"own\.parquet: {problem}"):
+        load_lookups(codes_filepath=path)
+
+
+def test_fingerprint_changes_with_whatever_decides_words(tmp_path):
+    codes = codes_table(("A", "one", ["B"]))
+    (tmp_path / "CONCEPT.csv").write_text(
+        "concept_id\tconcept_name\tvocabulary_id\tconcept_code\tstandard_concept\tinvalid_reason\n1\tA\tB\tC\tS\t\n"
+    )
+    different = [
+        load_lookups(codes=codes),
+        load_lookups(codes=codes_table(("A", "two", ["B"]))),
+        load_lookups(codes=codes_table(("A", "one", ["C"]))),
+        load_lookups(codes=codes, icd10cm=True),
+        load_lookups(codes=codes, concepts=tmp_path / "CONCEPT.csv"),
+        tables(tmp_path, codes, medical="code,term\nC61,Prostate cancer\n"),
+        tables(tmp_path, codes, time="code,term\n1d-3d,days later\n"),
+    ]
+    assert len({lookups.fingerprint() for lookups in different}) == len(different)
+    assert load_lookups(codes=codes).fingerprint() == different[0].fingerprint()
 
 
 def test_missing_file_and_clashing_descriptions_are_refused(tmp_path):

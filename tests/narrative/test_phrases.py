@@ -10,19 +10,28 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from epicrisis.narrative import load_lookups, phrase_table
-from epicrisis.narrative.phrases import KEYS, phrase_ids
+from epicrisis.narrative import get_style, load_lookups
+from epicrisis.narrative.book import build_book
+from epicrisis.narrative.phrases import phrase_rows, value_text
 from tests.narrative.histories import EVENT_SCHEMA, codes_table
 
 LOOKUPS = load_lookups(codes=codes_table(("LOINC//2524-7", "Lactate", None), ("LOINC//0-0", "Anion gap 4", None)))
+BOOK = build_book(pl.Series(["LOINC//2524-7", "LOINC//0-0"]), LOOKUPS, get_style("timeline"))
+WORDS = ("low", "average", "high")
+
+SCHEMA = {key: EVENT_SCHEMA[key] for key in ("code", "numeric_value", "text_value", "unit")}
 
 
 def phrases(*events: tuple) -> list[str]:
     """The phrase of each (code, numeric_value, text_value, unit)."""
-    schema = {key: EVENT_SCHEMA[key] for key in KEYS}
-    frame = pl.DataFrame(events, schema=schema, orient="row", strict=False)
-    table = phrase_table(frame, LOOKUPS)
-    return table["phrase"].gather(phrase_ids(frame, table)).to_list()
+    frame = pl.DataFrame(events, schema=SCHEMA, orient="row", strict=False)
+    digits = pl.coalesce(pl.when(pl.col("numeric_value").is_finite()).then(value_text()), pl.lit(""))
+    keys = frame.select(pl.exclude("numeric_value"), value_class=pl.lit(None, pl.Int16), has_number=digits != "")
+    rows = phrase_rows(keys, BOOK)
+    numbers = frame.select(digits.replace("", None)).to_series()
+    return (
+        rows.select(pl.concat_str("before", numbers, "after", separator=" ", ignore_nulls=True)).to_series().to_list()
+    )
 
 
 @pytest.mark.parametrize(
@@ -35,23 +44,30 @@ def phrases(*events: tuple) -> list[str]:
         (("LOINC//2524-7", -2.5, None, "mmol/L"), "Lactate -2.5 mmol/L"),
         (("LOINC//2524-7", 1.5e-7, None, "mmol/L"), "Lactate 1.5e-7 mmol/L"),
         (("LOINC//2524-7", float("nan"), None, "mmol/L"), "Lactate"),
-        (("LOINC//2524-7", float("nan"), "high", "mmol/L"), "Lactate high"),
+        (("LOINC//2524-7", float("nan"), "high", "mmol/L"), "Lactate: high"),
         (("LOINC//2524-7", float("inf"), None, None), "Lactate"),
         (("LOINC//2524-7", 0.0, "___", "mmol/L"), "Lactate 0 mmol/L"),
-        (("LOINC//2524-7", None, "<0.5", "mmol/L"), "Lactate <0.5 mmol/L"),
-        (("LOINC//2524-7", None, "negative", "mmol/L"), "Lactate negative"),
-        (("LOINC//2524-7", None, "NONE", None), "Lactate NONE"),
+        (("LOINC//2524-7", None, "<0.5", "mmol/L"), "Lactate: <0.5 mmol/L"),
+        (("LOINC//2524-7", None, "negative", "mmol/L"), "Lactate: negative"),
+        (("LOINC//2524-7", None, "NONE", None), "Lactate: NONE"),
         (("LOINC//2524-7", None, "___", "mmol/L"), "Lactate"),
         (("LOINC//2524-7", None, "nan", "nan"), "Lactate"),
-        (("LOINC//2524-7", None, "two;\nlines", None), "Lactate two, lines"),
+        (("LOINC//2524-7", None, "two;\nlines", None), "Lactate: two, lines"),
         (("LOINC//0-0", 9.0, None, "mEq/L"), "Anion gap 4: 9 mEq/L"),
+        (("LOINC//0-0", None, "9", "mEq/L"), 'Anion gap 4: "9" mEq/L'),
+        (("LOINC//0-0", None, "9", '"'), 'Anion gap 4: "9"'),
+        (("LOINC//2524-7", None, "9", "mEq/L"), "Lactate: 9 mEq/L"),
+        (("LOINC//2524-7", None, "> 9", "mEq/L"), "Lactate: > 9 mEq/L"),
+        (("LOINC//2524-7", None, "5 days", "mEq/L"), 'Lactate: "5 days"'),
+        (("LOINC//2524-7", None, '"', None), 'Lactate: """'),
+        (("LOINC//2524-7", 9.0, "high", " ; "), "Lactate 9 ,"),
         (("LAB//RESULT//1//mg/dL", 5.5, None, "mmol/L"), "LAB//RESULT//1//mg/dL 5.5 mmol/L"),
         (("SUBJECT_WEIGHT_AT_INFUSION//KG", 84.0, None, None), "weight at infusion 84 kg"),
-        (("Blood Pressure", None, "110/70", None), "blood pressure 110/70 mmHg"),
-        (("DRG//APR//133", None, "RESPIRATORY FAILURE", None), "diagnosis-related group RESPIRATORY FAILURE"),
+        (("Blood Pressure", None, "110/70", None), "blood pressure: 110/70 mmHg"),
+        (("DRG//APR//133", None, "RESPIRATORY FAILURE", None), "diagnosis-related group: RESPIRATORY FAILURE"),
         ((";", None, None, None), ","),
-        (("\n", None, None, None), "unnamed code"),
-        (("", 1.0, None, None), "unnamed code 1"),
+        (("\n", None, None, None), "unnamed code [%0A]"),
+        (("", 1.0, None, None), "unnamed code [] 1"),
         ((None, 1.0, None, None), "unnamed code 1"),
     ],
 )
@@ -81,6 +97,26 @@ def test_printed_value_is_the_float32_value_and_stands_next_to_its_unit(values):
         assert np.float32(number) == np.float32(value)
         assert not number.endswith(".0")
         assert printed_unit == (unit or "")
+
+
+@pytest.mark.parametrize(
+    ("key", "before", "after"),
+    [
+        (("LOINC//2524-7", True, None, None, "mg"), "Lactate", "mg"),
+        (("LOINC//2524-7", True, None, None, None), "Lactate", None),
+        (("LOINC//0-0", True, None, None, None), "Anion gap 4:", None),
+        (("LOINC//2524-7", False, 2, None, "mg"), "Lactate: high", None),
+        (("LOINC//0-0", False, 0, "text", None), "Anion gap 4: low", None),
+        (("LOINC//2524-7", False, None, "high", None), 'Lactate: "high"', None),
+        (("LOINC//2524-7", False, None, "highest", None), "Lactate: highest", None),
+        (("LOINC//2524-7", False, None, None, "mg"), "Lactate", None),
+    ],
+)
+def test_classes_are_told_in_words_and_a_number_has_a_place(key, before, after):
+    schema = {"code": str, "has_number": bool, "value_class": pl.Int16, "text_value": str, "unit": str}
+    row = phrase_rows(pl.DataFrame([key], schema=schema, orient="row"), BOOK, class_words=WORDS)
+    assert row.columns == [*schema, "before", "after", "vocabulary", "role"]
+    assert row.row(0) == (*key, before, after, "LOINC", "")
 
 
 texts = st.one_of(st.none(), st.text(max_size=12), st.sampled_from(["NaN", "None", "nan", "a; b", "1\n2", "UNK//x"]))

@@ -36,6 +36,8 @@ def keys() -> Iterator[tuple[str, type[BaseModel], str]]:
             yield name, schema.Settings, name
     for key in schema.ArmSettings.model_fields:
         yield f"benchmark.arms[].{key}", schema.ArmSettings, key
+    for key in schema.TargetSettings.model_fields:
+        yield f"generation.targets[].{key}", schema.TargetSettings, key
 
 
 def default_text(kind: type[BaseModel], key: str) -> str:
@@ -50,7 +52,7 @@ def default_text(kind: type[BaseModel], key: str) -> str:
         return f"`{str(value).lower()}`"
     if isinstance(value, tuple):
         return f"`[{', '.join(map(str, value))}]`"
-    return f"`{value}`"
+    return f"`{value}`".replace("\n", r"\n")
 
 
 @pytest.mark.parametrize(("written", "kind", "key"), list(keys()), ids=lambda part: part if "." in str(part) else "")

@@ -83,7 +83,10 @@ def test_the_text_pipelines_configs_are_valid_and_every_value_arrives(
             assert arrived == (expected.rstrip("/") if isinstance(expected, str) else expected), f"{section}.{key}"
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "configs").rglob("*.yaml")), ids=lambda path: path.stem)
+SHIPPED = sorted(set((ROOT / "configs").rglob("*.yaml")) - set((ROOT / "configs" / "accelerate").iterdir()))
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
 def test_every_shipped_config_loads_and_says_what_it_does(path: Path) -> None:
     settings = load_settings(path, check_files=False)
     assert path.read_text().startswith("# "), "a config begins with what it does"

@@ -155,7 +155,9 @@ def test_what_cannot_be_learned_is_refused(tmp_path: Path) -> None:
     rows, history = cohort(400)
     with pytest.raises(InputError, match="200 train rows are of one class only"):
         ARMS["xgboost"]().fit(rows.with_columns(label=False), history, Log())
-    with pytest.raises(InputError, match="binary labels only, and these are String"):
+    with pytest.raises(InputError, match="true or false, or words, and these are Float64"):
+        ARMS["xgboost"]().fit(rows.with_columns(label=pl.lit(1.5)), history, Log())
+    with pytest.raises(InputError, match="none, or all, of the 200 train rows have short"):
         ARMS["xgboost"]().fit(rows.with_columns(label=pl.lit("short")), history, Log())
     with pytest.raises(InputError, match="holds no tabular arm"):
         load_arm(tmp_path)

@@ -12,12 +12,11 @@ from pathlib import Path
 
 import polars as pl
 
-from epicrisis.cohort.task import Task
+from epicrisis.cohort.task import BINARY_CLASSES, Task, class_order
 from epicrisis.events.meds import TIME, UNREADABLE
 from epicrisis.settings.problems import InputError, Problem, refuse
 
 KEY = ("subject_id", "prediction_time")
-BINARY_CLASSES = ("false", "true")
 _VALUE_TYPES: dict[str, pl.DataType] = {
     "boolean_value": pl.Boolean(),
     "integer_value": pl.Int64(),
@@ -53,7 +52,7 @@ def read_labels(labels_dir: Path) -> Labels:
     if value == "boolean_value":
         task = Task(Path(labels_dir).name, "binary", BINARY_CLASSES)
     else:
-        task = Task(Path(labels_dir).name, "multiclass", tuple(sorted(rows["label"].unique(), key=int)))
+        task = Task(Path(labels_dir).name, "multiclass", class_order(rows["label"]))
     return Labels(rows, task, _duplicate_notes(table, rows))
 
 
@@ -171,7 +170,7 @@ def _refuse_nulls(table: pl.DataFrame, value: str, labels_dir: Path) -> None:
 def _categorical_labels(table: pl.DataFrame, labels_dir: Path) -> Labels:
     sets = _label_sets(table)
     name, words = Path(labels_dir).name, sets["label"].list.len()
-    classes = tuple(sorted(sets["label"].explode().drop_nulls().unique()))
+    classes = class_order(sets["label"].explode().drop_nulls())
     written_as_list = bool((table["categorical_value"].list.len() != 1).any())
     if written_as_list or (words > 1).any():
         several = f"{(words > 1).sum()} of {sets.height} rows have more than one label: read as multilabel"

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
+import polars as pl
+
 TaskKind = Literal["binary", "multiclass", "multilabel", "none"]
+BINARY_CLASSES = ("false", "true")
 
 
 @dataclass(frozen=True)
@@ -13,9 +17,46 @@ class Task:
     """A prediction task.
 
     name: the label folder's or file's name. classes: for binary ("false", "true"); for the others the class
-    names, integers in numeric order and words in alphabetical order; empty where there is nothing to predict.
+    names in `class_order`; empty where there is nothing to predict.
     """
 
     name: str
     kind: TaskKind
     classes: tuple[str, ...]
+
+
+def class_order(names: Iterable[str]) -> tuple[str, ...]:
+    """The distinct names: whole numbers in numeric order, words in alphabetical order."""
+    distinct = sorted(set(names))
+    numbers = all(name.removeprefix("-").isdecimal() for name in distinct)
+    return tuple(sorted(distinct, key=int) if numbers else distinct)
+
+
+def kind_of_labels(rows: pl.DataFrame) -> TaskKind:
+    """What kind of task the column `label` belongs to: Boolean, one word for each row, or a list of words."""
+    dtype = rows.schema["label"]
+    if dtype == pl.Boolean:
+        return "binary"
+    if dtype == pl.String:
+        return "multiclass"
+    return "multilabel" if dtype == pl.List(pl.String) else "none"
+
+
+def classes_of_labels(rows: pl.DataFrame) -> tuple[str, ...]:
+    """The classes that these rows' labels name, as `Task.classes` orders them."""
+    kind = kind_of_labels(rows)
+    if kind == "binary":
+        return BINARY_CLASSES
+    names = rows["label"].explode() if kind == "multilabel" else rows["label"]
+    return class_order(names.drop_nulls().to_list()) if kind != "none" else ()
+
+
+def label_matrix(rows: pl.DataFrame, classes: tuple[str, ...]) -> pl.DataFrame:
+    """Which class each row has: one Boolean column per class, named after it, in the order of `rows`."""
+    kind = kind_of_labels(rows)
+    if kind == "binary":
+        return rows.select((~pl.col("label")).alias(classes[0]), pl.col("label").alias(classes[1]))
+    if kind == "multilabel":
+        has = pl.col("label")
+        return rows.select(has.list.contains(name).fill_null(False).alias(name) for name in classes)
+    return rows.select((pl.col("label") == name).fill_null(False).alias(name) for name in classes)

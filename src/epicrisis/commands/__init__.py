@@ -16,10 +16,21 @@ COMMANDS = {
     "prepare": "events and labels become narratives and token ids, with a coverage report",
     "train": "train any arm: pretrain or classify",
     "predict": "a finished run and a split become predictions",
+    "generate": "a finished run writes: answers in words, continuations, risks from sampled futures",
     "evaluate": "a finished run's predictions become metrics with intervals, plots and a report",
     "benchmark": "many arms on the same rows become one table and one report",
+    "fuse": "adapters become a stack, one adapter or merged weights, with a parity figure",
     "check": "validate a config and its data, and say what a run would do; trains nothing",
 }
+
+FLAGS = {
+    "prepare": {
+        "executor": ("prepare.executor", "local or dask"),
+        "scheduler": ("prepare.scheduler", "address of a Dask scheduler"),
+        "workers": ("prepare.workers", "processes on this machine"),
+    }
+}
+"""Short forms of keys, per command."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -38,7 +49,11 @@ def run_command(name: str, argv: Sequence[str] | None = None) -> int:
     """Run one command on its own arguments: 0 where it went well, 2 with a message for bad input."""
     parser = argparse.ArgumentParser(prog=f"epicrisis {name}", description=COMMANDS[name])
     parser.add_argument("--config_filepath", type=Path, help="a YAML file; see configs/")
+    for flag, (key, what) in FLAGS.get(name, {}).items():
+        parser.add_argument(f"--{flag}", help=f"{what}; the same as {key}=…")
     known, overrides = parser.parse_known_args(list(sys.argv[1:] if argv is None else argv))
+    given = {key: getattr(known, flag) for flag, (key, _) in FLAGS.get(name, {}).items()}
+    overrides += [f"{key}={value}" for key, value in given.items() if value is not None]
     try:
         module = importlib.import_module(f"epicrisis.commands.{name}")
         module.run(known.config_filepath, overrides)

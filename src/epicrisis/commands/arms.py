@@ -18,6 +18,11 @@ from epicrisis.tracking.run_directory import RunDirectory
 class Fitted(Protocol):
     """An arm that has learnt."""
 
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The classes that it tells apart, in the order of its probabilities."""
+        ...
+
     def predict(self, rows: pl.DataFrame, history: History) -> np.ndarray:
         """Probabilities [n_rows, n_classes], rows in the order given."""
         ...

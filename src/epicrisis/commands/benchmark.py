@@ -14,7 +14,6 @@ from epicrisis.commands.judging import Predictions, judge_and_report
 from epicrisis.commands.preflight import refuse_unless_runnable
 from epicrisis.commands.processes import processes
 from epicrisis.commands.train import SPLITS_JUDGED, fit_and_predict, open_inputs, open_together, refuse_unopenable
-from epicrisis.corpus.prepare import lookups_fingerprint
 from epicrisis.evaluation.predictions import read_predictions
 from epicrisis.narrative import Lookups
 from epicrisis.settings import InputError, Problem, Settings, load_settings, merge, refuse, settings_from
@@ -90,7 +89,7 @@ def _inputs_of(settings: Settings, cohort: Cohort, lookups: Lookups) -> dict[str
         "settings": decisive,
         "data": cohort.dataset.fingerprint(),
         "rows": rows_fingerprint(cohort.rows),
-        "lookups": lookups_fingerprint(lookups),
+        "lookups": lookups.fingerprint(),
     }
     if settings.model.clinical_adapter is not None:
         from epicrisis.llm.adapters import adapter_directory

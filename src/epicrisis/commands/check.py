@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import polars as pl
+import psutil
+import torch
 
 from epicrisis.cohort import Cohort
 from epicrisis.commands.inputs import coverage_of, open_cohort, open_lookups
@@ -15,12 +19,18 @@ from epicrisis.commands.preflight import refuse_unless_runnable
 from epicrisis.commands.train import latest_rows
 from epicrisis.narrative import Lookups
 from epicrisis.settings import Settings, load_settings
+from epicrisis.tracking.progress import duration
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedTokenizerBase
+
+    from epicrisis.llm.plan import Plan
 
 _SAMPLE = 200
 
 
 def run(config_filepath: Path | None, overrides: Sequence[str]) -> None:
-    """Print the cohort, the coverage of its codes and, for language models, tokens and steps."""
+    """Print the cohort, the coverage of its codes and, for language models, tokens, steps, memory and time."""
     settings = load_settings(config_filepath, overrides)
     cohort = open_cohort(settings)
     lookups = open_lookups(settings, cohort)
@@ -32,31 +42,121 @@ def run(config_filepath: Path | None, overrides: Sequence[str]) -> None:
     readable = np.average(table["words"], weights=table["n_events"])
     print(f"{readable:.1%} of the events of {sample.height} sampled rows read as words")
     if settings.arm == "llm":
-        print(_cost(settings, cohort, lookups, sample))
+        print("\n".join(_cost(settings, cohort, lookups, sample)))
 
 
-def _cost(settings: Settings, cohort: Cohort, lookups: Lookups, sample: pl.DataFrame) -> str:
-    from epicrisis.corpus.prepare import prepare
-    from epicrisis.llm.arm import telling_for
-    from epicrisis.llm.base import load_tokenizer
+@dataclass(frozen=True)
+class _Work:
+    """What a run will read: tokens of train that it learns from, and of tuning that it is watched on."""
+
+    plan: Plan
+    train_tokens: float
+    tuning_tokens: float
+
+
+def _cost(settings: Settings, cohort: Cohort, lookups: Lookups, sample: pl.DataFrame) -> list[str]:
     from epicrisis.llm.device import make_accelerator
-    from epicrisis.llm.loop import make_plan
+    from epicrisis.llm.known_bases import base_config
 
-    tokenizer = load_tokenizer(settings.model, make_accelerator(settings.training))
+    device = make_accelerator(settings.training).device
+    lines, work = _reading(settings, cohort, lookups, sample)
+    config = base_config(settings.model.model_name)
+    if config is None:
+        return [*lines, f"memory and time: {settings.model.model_name} is not here and nothing is known of its shape"]
+    return [*lines, _memory(settings, config, device), _time(settings, config, device, work)]
+
+
+def _reading(settings: Settings, cohort: Cohort, lookups: Lookups, sample: pl.DataFrame) -> tuple[list[str], _Work]:
+    """How many tokens and steps, from a sample of the rows."""
+    from epicrisis.corpus.prepare import prepare
+    from epicrisis.llm.arm import narrator_for, telling_for
+    from epicrisis.llm.plan import make_plan
+    from epicrisis.llm.pretrain import whole_records
+
+    lines, tokenizer = _tokenizer(settings)
     with tempfile.TemporaryDirectory() as place:
-        telling = telling_for(settings, lookups, tokenizer)
+        train = cohort.select("train")
+        narrator = narrator_for(settings, lookups, train, cohort.history(train), Path(place))
+        telling = telling_for(settings, narrator, lookups, tokenizer)
+        if settings.narrative.records == "whole":
+            telling = whole_records(telling)
         prepared = prepare(sample, cohort.history(sample), telling, Path(place))
         told = prepared.statistics()
     mean = float(np.average(told["tokens_mean"], weights=told["n"]))
-    train = cohort.select("train")
+    tuning = cohort.select("tuning")
     if settings.stage == "pretrain":
-        train = latest_rows(train)
+        train, tuning = latest_rows(train), latest_rows(tuning)
         items = max(1, round(train.height * mean / settings.model.max_length))
     else:
         items = train.height
     plan = make_plan(items, settings.training)
     tokens = train.height * mean * plan.n_steps / plan.steps_per_epoch
-    return (
+    line = (
         f"{train.height} train narratives of {mean:.0f} tokens on average (from a sample): "
         f"about {plan.n_steps} optimiser steps, {plan.warmup_steps} of them warm-up, over {tokens:,.0f} tokens"
     )
+    return [*lines, line], _Work(plan, tokens, tuning.height * mean)
+
+
+def _tokenizer(settings: Settings) -> tuple[list[str], PreTrainedTokenizerBase]:
+    """The base's own, or the embedded one where that is not to be had, which says so."""
+    from epicrisis.llm.base import load_tokenizer
+    from epicrisis.llm.device import make_accelerator
+    from epicrisis.llm.embedded import EMBEDDED
+
+    accelerator = make_accelerator(settings.training)
+    try:
+        return [], load_tokenizer(settings.model, accelerator, settings.lora.new_code_tokens)
+    except OSError:
+        note = f"the tokenizer of {settings.model.model_name} is not here: tokens are counted with the embedded one"
+        return [note], load_tokenizer(settings.model.model_copy(update={"model_name": EMBEDDED[0]}), accelerator)
+
+
+def _memory(settings: Settings, config: PreTrainedConfig, device: torch.device) -> str:
+    """One line: what a process will need at its peak, of what, and whether this machine has it."""
+    from epicrisis.llm.memory import GPU_RUNTIME, Shape, memory_of
+
+    if device.type == "cuda":
+        free, runtime, kind = torch.cuda.mem_get_info(device)[0] + GPU_RUNTIME, GPU_RUNTIME, "GPU memory"
+    else:
+        runtime, kind = float(psutil.Process().memory_info().rss), "RAM"
+        free = psutil.virtual_memory().available + runtime
+    memory = memory_of(Shape.of(config), settings, runtime=runtime)
+    parts = ", ".join(f"{name} {size / 1e9:.2f}" for name, size in vars(memory).items() if size >= 5e6)
+    told = f"memory: about {memory.total / 1e9:.2f} GB of {free / 1e9:.2f} GB free {kind} in each process ({parts})"
+    if settings.training.batch_size == "auto":
+        told += ", with one sequence at once"
+    if memory.total > free:
+        return f"{told}: it does NOT fit; {_remedy(settings)}"
+    return f"{told}: it fits" + (", narrowly" if memory.total > 0.8 * free else "")
+
+
+def _remedy(settings: Settings) -> str:
+    training = settings.training
+    if not training.gradient_checkpointing:
+        return "set training.gradient_checkpointing: true"
+    if not training.load_in_4bit:
+        return "set training.load_in_4bit: true"
+    if training.batch_size != 1:
+        return "lower training.batch_size"
+    return "lower model.max_length, or take a smaller base"
+
+
+def _time(settings: Settings, config: PreTrainedConfig, device: torch.device, work: _Work) -> str:
+    """One line: how long the run will take here in one process, and how that is known."""
+    from epicrisis.llm.device import compute_dtype
+    from epicrisis.llm.forecast import KEPT, PROBED_WEIGHTS, flop_per_token, matmul_speed, seconds_per_token
+    from epicrisis.llm.memory import Shape
+
+    shape, training = Shape.of(config), settings.training
+    if shape.weights <= PROBED_WEIGHTS:
+        each, how = seconds_per_token(settings, config, device), "timed on two batches of an untrained base"
+    else:
+        flop = flop_per_token(shape, settings.model.max_length, checkpointing=training.gradient_checkpointing)
+        speed = matmul_speed(device, compute_dtype(training))
+        each = flop / (KEPT * speed)
+        how = f"reckoned: {flop:.1e} FLOP per token at {KEPT:.0%} of this machine's {speed / 1e12:.2f} TFLOP/s"
+    n_evaluations = -(-work.plan.n_steps // (training.eval_steps or work.plan.steps_per_epoch))
+    forward = 0.25 if training.gradient_checkpointing else 0.33  # of a training step, which an evaluation is
+    seconds = each * (work.train_tokens + forward * n_evaluations * work.tuning_tokens)
+    return f"time: about {duration(seconds)} for training and evaluation ({how}; {1 / each:,.0f} tokens/s)"

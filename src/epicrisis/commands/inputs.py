@@ -8,7 +8,8 @@ import polars as pl
 
 from epicrisis.cohort import Cohort, build_cohort
 from epicrisis.events.tokenised import convert_tokenised
-from epicrisis.narrative import Lookups, coverage, load_lookups, shipped_lookup
+from epicrisis.narrative import Lookups, load_lookups, shipped_lookup
+from epicrisis.narrative.coverage import CoverageCounts, coverage, coverage_counts, merge_counts
 from epicrisis.settings import Settings, refuse
 from epicrisis.tracking.stamps import mark_done, stage_done
 
@@ -41,13 +42,33 @@ def open_lookups(settings: Settings, cohort: Cohort) -> Lookups:
         region=data.region_lookup_filepath or shipped_lookup("region"),
         time=data.time_lookup_filepath or shipped_lookup("time"),
         codes=cohort.dataset.codes(),
+        concepts=data.concept_filepath,
+        codes_filepath=data.codes_filepath,
+        icd10cm=data.icd10cm,
+        of_interest=_codes_in(cohort) if data.concept_filepath else None,
     )
 
 
 def coverage_of(cohort: Cohort, rows: pl.DataFrame, lookups: Lookups) -> pl.DataFrame:
-    """How the codes visible at these rows became words, per split and vocabulary."""
+    """How the codes visible at these rows became words, per split and vocabulary, without the subjects by source."""
+    table = coverage(coverage_counts_of(cohort, rows, lookups), lookups)
+    return table.drop([name for name in table.columns if name.startswith("subjects_")])
+
+
+def coverage_counts_of(cohort: Cohort, rows: pl.DataFrame, lookups: Lookups) -> CoverageCounts:
+    """What `coverage` and `unresolved` need of the codes visible at these rows, counted shard by shard."""
     splits = rows.select("subject_id", "split").unique()
-    return coverage(cohort.history(rows).events(), lookups, splits)
+    shards = (events.select("subject_id", "code").collect() for _, events in cohort.history(rows).shards())
+    return merge_counts(coverage_counts(events, lookups, splits) for events in shards)
+
+
+def _codes_in(cohort: Cohort) -> pl.Series:
+    """The distinct codes of the dataset, read file by file."""
+    found = pl.Series("code", [], dtype=pl.String)
+    for shard in cohort.dataset.shards():
+        codes = cohort.dataset.events([shard]).select("code").unique().collect(engine="streaming")["code"]
+        found = pl.concat([found, codes]).unique()
+    return found
 
 
 def task_name(settings: Settings, cohort: Cohort) -> tuple[str, str]:

@@ -1,23 +1,35 @@
-"""From predictions to results.csv, plots and the report, for one arm or many on the same rows."""
+"""What a run shows in the end: arms' predictions judged on the same rows, and how its narratives turned out."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import polars as pl
+from omegaconf import OmegaConf
 
 from epicrisis.cohort import Cohort
 from epicrisis.commands.inputs import coverage_of, task_name
 from epicrisis.commands.oracle import OracleArm
-from epicrisis.corpus.prepare import Prepared
+from epicrisis.corpus.lengths import epoch_seed, length_bins, length_table, packing_table
+from epicrisis.corpus.prepare import KEYS, Prepared
 from epicrisis.evaluation.calibration import Temperature, fit_temperature
 from epicrisis.evaluation.canaries import canaries, history_scalars
 from epicrisis.evaluation.judge import Judgement, Scope, judge, print_results
-from epicrisis.evaluation.plots import plot_all
+from epicrisis.evaluation.plots import plot_all, plot_lengths, plot_loss, save
 from epicrisis.evaluation.predictions import binary_predictions, with_split
-from epicrisis.evaluation.report import ReportContent, split_counts, write_report
+from epicrisis.evaluation.report import (
+    CorpusContent,
+    ReportContent,
+    split_counts,
+    write_corpus_report,
+    write_report,
+)
 from epicrisis.narrative import Lookups
+from epicrisis.narrative.coverage import coverage, unresolved, write_coverage, write_csv
 from epicrisis.settings import Settings, refuse
 from epicrisis.tracking.progress import say
 from epicrisis.tracking.run_directory import RunDirectory
@@ -26,6 +38,24 @@ Predictions = dict[str, pl.DataFrame]
 """One arm's predictions tables by split (tuning, held_out)."""
 
 ORACLE = "oracle"
+LENGTHS = "narrative lengths"
+
+SHARED_ROWS = (
+    "each narrative with its question after it; those of one batch are laid into the fewest rows of "
+    "model.max_length that best fit finds, where none sees another"
+)
+"""How classification batches narratives."""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """How the narratives of a run, or of an arm, were told, and how long they are."""
+
+    facts: dict[str, Any]
+    lengths: pl.DataFrame
+    """As `length_table` returns it."""
+    bins: pl.DataFrame
+    """As `length_bins` returns it, with `budget`."""
 
 
 def judge_and_report(
@@ -50,7 +80,7 @@ def judge_and_report(
         seed=settings.training.seed,
     )
     plots = plot_all(held_out, run.plots, f"{dataset}, {task}, held_out")
-    write_report(run, _content(run, settings, cohort, lookups, judgement, plots, _arm_notes(places)))
+    write_report(run, _content(run, settings, cohort, lookups, judgement, plots, places))
     print_results(judgement)
     say(f"report: {run.report}")
     return judgement
@@ -70,9 +100,12 @@ def _arm_notes(places: Mapping[str, RunDirectory]) -> dict[str, str]:
     return {name: "; ".join(said) for name, said in notes.items() if said}
 
 
-def _content(run, settings, cohort, lookups, judgement, plots, arm_notes) -> ReportContent:
+def _content(run, settings, cohort, lookups, judgement, plots, places) -> ReportContent:
     history = cohort.history(cohort.rows)
     scalars = history_scalars(history.events(), cohort.rows)
+    told = measured_arms(cohort.rows, places)
+    if told:
+        plots = {**plots, LENGTHS: _plotted(run, told, ", ".join(task_name(settings, cohort)))}
     return ReportContent(
         judgement,
         plots=plots,
@@ -80,25 +113,151 @@ def _content(run, settings, cohort, lookups, judgement, plots, arm_notes) -> Rep
         coverage=coverage_of(cohort, cohort.rows, lookups),
         canaries=canaries(scalars, cohort.rows, n_resamples=settings.evaluation.bootstrap_resamples),
         cohort_notes=[*cohort.notes, *lookups.notes],
-        narrative=narrative_figures(run, settings),
-        arm_notes=arm_notes,
+        narrative=_facts(told),
+        lengths=_lengths(told),
+        arm_notes=_arm_notes(places),
         baseline=settings.benchmark.reference,
         environment=json.loads(run.environment.read_text()),
         config=settings.resolved(),
     )
 
 
-def narrative_figures(run: RunDirectory, settings: Settings) -> dict[str, object]:
-    """Style and token figures of the narratives that this run, or its arms, were trained on."""
-    figures: dict[str, object] = {}
-    for tokens in sorted(run.dir.glob("**/tokens")):
-        prepared = Prepared(tokens.parent)
-        for row in prepared.statistics().iter_rows(named=True):
-            split = row.pop("split")
-            figures.setdefault(split, {key: round(value, 1) for key, value in row.items()})
-    if figures:
-        figures = {"style": settings.narrative.style, "dates": settings.narrative.dates, **figures}
-    return figures
+def measured_arms(rows: pl.DataFrame, places: Mapping[str, RunDirectory]) -> dict[str, Measured]:
+    """The narratives of the arms that read any, by arm; arms whose figures are all the same share one entry.
+
+    rows: of the cohort. A split whose narratives are of other rows, such as those of a later prediction, is left
+    out.
+    """
+    measured: dict[str, Measured] = {}
+    names: dict[str, list[str]] = {}
+    for name, place in places.items():
+        arm = _measured_arm(rows, place)
+        if arm is not None:
+            figures = json.dumps([arm.facts, arm.lengths.to_dicts()])
+            measured[figures] = arm
+            names.setdefault(figures, []).append(name)
+    return {", ".join(arms): measured[figures] for figures, arms in names.items()}
+
+
+def _measured_arm(rows: pl.DataFrame, place: RunDirectory) -> Measured | None:
+    told_as = place.dir / "adapters" / "narrative.json"
+    config: Any = OmegaConf.to_container(OmegaConf.load(place.config)) if place.config.is_file() else {}
+    if config.get("arm") != "llm" or not told_as.is_file():
+        return None
+    parts: dict[str, pl.DataFrame] = {}
+    for prepared in (Prepared(place.dir), Prepared(place.dir / "judged")):
+        for split in prepared.splits():
+            if split not in parts and _is_of(prepared, split, rows):
+                parts[split] = prepared.lengths([split])
+    if not parts:
+        return None
+    told = json.loads(told_as.read_text())
+    return measure(pl.concat(parts.values()), told, config["model"]["model_name"], rows=SHARED_ROWS)
+
+
+def _is_of(prepared: Prepared, split: str, rows: pl.DataFrame) -> bool:
+    told = prepared.narratives(split).select(KEYS).collect()
+    return told.sort(KEYS).equals(rows.filter(pl.col("split") == split).select(KEYS).sort(KEYS))
+
+
+def measure(lengths: pl.DataFrame, told: Mapping[str, Any], tokenizer: str, **more: str) -> Measured:
+    """lengths: as `Prepared.lengths` returns them. told: what `Telling.inputs` says of how they came about."""
+    budget = told["max_tokens"]
+    facts = {name: told[name] for name in ("style", "dates", "values")}
+    facts |= {"tokenizer": tokenizer, "token_budget": budget or "none", **more}
+    bins = length_bins(lengths).with_columns(budget=pl.lit(budget, pl.Int64))
+    return Measured(facts, length_table(lengths, told["style"], tokenizer), bins)
+
+
+def _facts(told: Mapping[str, Measured]) -> dict[str, Any]:
+    if len(told) == 1:
+        return next(iter(told.values())).facts
+    return {label: one.facts for label, one in told.items()}
+
+
+def _lengths(told: Mapping[str, Measured]) -> pl.DataFrame | None:
+    tables = [one.lengths.select(pl.lit(label).alias("arm"), pl.all()) for label, one in told.items()]
+    whole = pl.concat(tables) if tables else None
+    return whole.drop("arm") if whole is not None and len(tables) == 1 else whole
+
+
+def _plotted(run: RunDirectory, told: Mapping[str, Measured], title: str) -> Path:
+    bins = pl.concat(one.bins.select(pl.lit(label).alias("told"), pl.all()) for label, one in told.items())
+    return save(plot_lengths(bins, title), run.plots / "narrative_lengths.png")
+
+
+def report_corpus(
+    run: RunDirectory,
+    settings: Settings,
+    cohort: Cohort,
+    lookups: Lookups,
+    told: Mapping[str, Any],
+    *,
+    rows: pl.DataFrame,
+    lead: str,
+    trained: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Write what a run that predicts nothing shows of its narratives: report.html, lengths.csv, the coverage.
+
+    told: what `Telling.inputs` says of how they came about. rows: those that were told. lead: what the run did.
+    trained: figures of a pretraining on them, whose losses are drawn too. Returns figures for the run's summary.
+    """
+    prepared = Prepared(run.dir)
+    lengths = prepared.lengths()
+    measured = measure(lengths, told, settings.model.model_name)
+    write_csv(measured.lengths, run.dir / "lengths.csv")
+    packing = packing_table(
+        lengths,
+        settings.model.max_length,
+        repeat_header=settings.narrative.repeat_header,
+        seeds={"train": epoch_seed(settings.training.seed, 0)} if trained else None,
+    )
+    dataset, _ = task_name(settings, cohort)
+    title = f"{dataset} · {'continued pretraining' if trained else 'narratives'}"
+    content = CorpusContent(
+        title=title,
+        lead=lead,
+        figures={name: value for name, value in (trained or {}).items() if name not in packing.columns},
+        plots={**_losses(run, dataset, trained), LENGTHS: _plotted(run, {dataset: measured}, dataset)},
+        splits=split_counts(rows),
+        coverage=_covered(prepared, lookups),
+        cohort_notes=[*cohort.notes, *lookups.notes],
+        narrative=measured.facts,
+        lengths=measured.lengths,
+        packing=packing,
+        environment=json.loads(run.environment.read_text()),
+        config=settings.resolved(),
+    )
+    write_corpus_report(run, content)
+    return {"narrative": measured.facts, "lengths": measured.lengths.to_dicts(), "packing": packing.to_dicts()}
+
+
+def _covered(prepared: Prepared, lookups: Lookups) -> pl.DataFrame:
+    """Writes the coverage's own page and tables; returns what the report shows of it."""
+    counts = prepared.coverage()
+    table = coverage(counts, lookups)
+    write_coverage(prepared.directory, table, unresolved(counts, lookups))
+    return table.drop([name for name in table.columns if name.startswith("subjects_")])
+
+
+def _losses(run: RunDirectory, title: str, trained: Mapping[str, Any] | None) -> dict[str, Path]:
+    history = losses(run.history())
+    if not trained or history.is_empty():
+        return {}
+    return {"loss": save(plot_loss(history, title), run.plots / "loss.png")}
+
+
+def losses(history: Sequence[Mapping[str, Any]]) -> pl.DataFrame:
+    """step · train? · tuning? of a run's log, by step; of a step that was taken again after a resume, the last."""
+    names = {"train/loss": "train", "eval/loss": "tuning"}
+    logged = [line for line in history if line["step"] is not None and any(name in line for name in names)]
+    steps: dict[int, dict[str, float]] = {}
+    for line in logged:
+        told = {ours: float(line[name]) for name, ours in names.items() if name in line}
+        steps[line["step"]] = steps.get(line["step"], {}) | told
+    last = logged[-1]["step"] if logged else 0
+    rows = [{"step": step, **told} for step, told in sorted(steps.items()) if step <= last]
+    return pl.DataFrame(rows, schema={"step": pl.Int64, "train": pl.Float64, "tuning": pl.Float64})
 
 
 def _oracle(settings: Settings, cohort: Cohort) -> dict[str, Predictions]:

@@ -10,6 +10,8 @@ import numpy as np
 import polars as pl
 
 from epicrisis.cohort import History
+from epicrisis.cohort.task import BINARY_CLASSES, class_order, kind_of_labels
+from epicrisis.events.synthetic_outcomes import STAY_CLASSES
 from epicrisis.settings import refuse
 
 _KEYS = ["subject_id", "prediction_time"]
@@ -26,9 +28,18 @@ class OracleArm:
             raise refuse("data.oracle_dir", "is not given", "only a synthetic cohort has true risks: give its folder")
         return self
 
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Of the task whose true risks these are."""
+        risks = pl.read_parquet(f"{self.directory}/*.parquet")
+        if "class" in risks.columns:
+            return class_order(risks["class"].unique())
+        return class_order(STAY_CLASSES) if isinstance(risks.schema["true_risk"], pl.List) else BINARY_CLASSES
+
     def predict(self, rows: pl.DataFrame, history: History) -> np.ndarray:
-        """[n_rows, 2]: 1 − true risk, true risk."""
-        risks = pl.read_parquet(f"{self.directory}/*.parquet").select(*_KEYS, "true_risk")
+        """[n_rows, n_classes]: of a binary task 1 − true risk and true risk, else the true risk of each class."""
+        risks = _one_list_each(pl.read_parquet(f"{self.directory}/*.parquet"))
+        kind = kind_of_labels(rows)
         found = rows.select(_KEYS).join(risks, on=_KEYS, how="left", maintain_order="left")["true_risk"]
         if found.null_count():
             raise refuse(
@@ -36,11 +47,30 @@ class OracleArm:
                 f"{found.null_count()} rows have no true risk there",
                 "use the oracle and the labels of the same synthetic cohort, without a cutoff",
             )
-        risk = found.to_numpy()
-        return np.stack([1 - risk, risk], axis=1)
+        is_list = isinstance(found.dtype, pl.List)
+        if is_list != (kind != "binary"):
+            what = f"its true risks are not those of a {kind} task"
+            raise refuse("data.oracle_dir", what, "use the oracle of the task in data.labels_dir")
+        if is_list:
+            return np.asarray(found.to_list(), dtype=np.float64)
+        return np.stack([1 - found.to_numpy(), found.to_numpy()], axis=1)
 
     def save(self, directory: Path) -> None:
         """Nothing was learnt, nothing is kept."""
 
     def load(self, directory: Path) -> OracleArm:
         return self
+
+
+def _one_list_each(risks: pl.DataFrame) -> pl.DataFrame:
+    """subject_id, prediction_time, true_risk: of several classes a list in `class_order`, else a number."""
+    if "class" in risks.columns:
+        classes = class_order(risks["class"].unique())
+        of_class = (pl.col("true_risk").filter(pl.col("class") == name).first().alias(name) for name in classes)
+        return risks.group_by(_KEYS).agg(of_class).select(*_KEYS, pl.concat_list(classes).alias("true_risk"))
+    if isinstance(risks.schema["true_risk"], pl.List):  # lists follow the length of stay, not the alphabet
+        places = [STAY_CLASSES.index(name) for name in class_order(STAY_CLASSES)]
+        return risks.select(
+            *_KEYS, pl.concat_list(pl.col("true_risk").list.get(place) for place in places).alias("true_risk")
+        )
+    return risks.select(*_KEYS, "true_risk")

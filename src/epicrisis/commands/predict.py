@@ -9,7 +9,7 @@ from epicrisis.commands.arms import make_arm
 from epicrisis.commands.inputs import open_cohort, open_lookups
 from epicrisis.commands.preflight import refuse_unless_answerable
 from epicrisis.commands.processes import processes
-from epicrisis.evaluation.predictions import binary_predictions, write_predictions
+from epicrisis.evaluation.predictions import task_predictions, write_predictions
 from epicrisis.settings import load_settings, refuse
 from epicrisis.tracking.progress import say
 from epicrisis.tracking.run_directory import RunDirectory
@@ -27,7 +27,7 @@ def run(config_filepath: Path | None, overrides: Sequence[str]) -> None:
     if rows.is_empty():
         raise refuse("evaluation.split", f"no row in {settings.evaluation.split}", "choose another split")
     fitted = make_arm(settings, open_lookups(settings, cohort)).load(directory.dir)
-    predictions = binary_predictions(rows, fitted.predict(rows, cohort.history(rows)))
+    predictions = task_predictions(rows, fitted.classes, fitted.predict(rows, cohort.history(rows)))
     folder = settings.evaluation.predictions_dir or directory.dir / "predictions"
     if processes().is_main_process:
         target = write_predictions(predictions, folder / f"{settings.evaluation.split}.parquet")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,9 +12,11 @@ from accelerate import PartialState
 from epicrisis.cohort import Cohort
 from epicrisis.commands.arms import make_arm
 from epicrisis.commands.inputs import open_cohort, open_lookups
-from epicrisis.commands.judging import Predictions, judge_and_report
+from epicrisis.commands.judging import Predictions, judge_and_report, report_corpus
 from epicrisis.commands.preflight import refuse_unless_runnable
 from epicrisis.commands.processes import processes
+from epicrisis.corpus.lengths import lengths_text
+from epicrisis.corpus.prepare import Prepared
 from epicrisis.evaluation.predictions import binary_predictions, write_predictions
 from epicrisis.narrative import Lookups
 from epicrisis.settings import Settings, load_settings
@@ -84,8 +87,15 @@ def pretrain_stage(settings: Settings, cohort: Cohort, lookups: Lookups, run_dir
             f"continued pretraining of {settings.model.model_name}: tuning perplexity "
             f"{metrics['perplexity_before']:.3f} before, {metrics['perplexity']:.3f} after"
         )
-        run_directory.finish({"stage": "pretrain", **metrics, "cohort_notes": cohort.notes}, text)
-        say(f"{text}; adapter in {run_directory.dir / 'adapters' / 'clinical'}")
+        adapter = run_directory.adapter("clinical")
+        told = json.loads((adapter / "narrative.json").read_text())
+        figures = report_corpus(
+            run_directory, settings, cohort, lookups, told, rows=rows, lead=f"{text}.", trained=metrics
+        )
+        said = lengths_text(Prepared(run_directory.dir).lengths())
+        summary = {"stage": "pretrain", **metrics, **figures, "cohort_notes": cohort.notes}
+        run_directory.finish(summary, f"{text}\n{said}")
+        say(f"{text}; adapter in {adapter}, report: {run_directory.report}")
 
 
 def latest_rows(rows: pl.DataFrame) -> pl.DataFrame:

@@ -1,65 +1,31 @@
-"""Visible histories → narratives on disk → token ids on disk, one event shard at a time."""
+"""Visible histories → narratives on disk → token ids on disk: independent parts, on many cores or machines."""
 
 from __future__ import annotations
 
-import os
-import shutil
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import datasets
 import polars as pl
-import pyarrow as pa
-from transformers import PreTrainedTokenizerBase
 
 from epicrisis.cohort import History, rows_fingerprint
-from epicrisis.corpus.tokens import count_tokens, encode_narratives, tokenizer_fingerprint
-from epicrisis.narrative import Lookups, Style, render
-from epicrisis.narrative.groups import Dates
+from epicrisis.corpus.executors import Executor, available_cores
+from epicrisis.corpus.lengths import length_statistics
+from epicrisis.corpus.part import KEYS, TOKENS, Part, prepare_part
+from epicrisis.corpus.telling import Telling
+from epicrisis.narrative.coverage import CoverageCounts, merge_counts
 from epicrisis.tracking.progress import bar
-from epicrisis.tracking.stamps import hash_of, mark_done, stage_done
+from epicrisis.tracking.stamps import mark_done, stage_done
 
-KEYS = ["subject_id", "prediction_time"]
-_TOKENS = pa.schema(
-    [
-        ("subject_id", pa.int64()),
-        ("prediction_time", pa.timestamp("us")),
-        ("input_ids", pa.list_(pa.uint32())),
-        ("n_tokens", pa.int32()),
-        ("n_events", pa.int32()),
-        ("n_events_dropped", pa.int32()),
-    ]
-)
+__all__ = ["EVENTS_PER_PART", "KEYS", "Prepared", "prepare"]
 
+EVENTS_PER_PART = 500_000
+"""Events of a part, unless one subject has more: some 300 MB of memory for each process."""
 
-@dataclass(frozen=True)
-class Telling:
-    """How histories are told and counted: everything that decides a narrative's token ids."""
-
-    lookups: Lookups
-    style: Style
-    dates: Dates
-    max_tokens: int
-    tokenizer: PreTrainedTokenizerBase
-
-    def inputs(self) -> dict[str, str | int]:
-        """What a finished stage's stamp remembers of this."""
-        return {
-            "style": f"{self.style.name}@{self.style.version}",
-            "dates": self.dates,
-            "max_tokens": self.max_tokens,
-            "tokenizer": tokenizer_fingerprint(self.tokenizer),
-            "lookups": lookups_fingerprint(self.lookups),
-        }
-
-
-def lookups_fingerprint(lookups: Lookups) -> str:
-    """A hash of everything that decides a code's words."""
-    tables = [lookups.terms, lookups.codes.select("code", "description"), lookups.codes.explode("parent_codes")]
-    parts = [table.sort(table.columns).write_csv() for table in tables if table.height]
-    return hash_of({"tables": parts, "patterns": repr(lookups.patterns), "gaps": repr(lookups.gaps)})
+EVENTS_PER_WORKER = 400_000
+"""Below so many events for each, processes take longer to start than they save."""
 
 
 @dataclass(frozen=True)
@@ -69,110 +35,89 @@ class Prepared:
     directory: Path
 
     def tokens(self, split: str) -> datasets.Dataset:
-        """Token ids of a split, memory-mapped: KEYS, input_ids, n_tokens, n_events, n_events_dropped."""
-        return datasets.Dataset.from_file(str(self.directory / "tokens" / split / "tokens.arrow"))
+        """Token ids of a split, memory-mapped; the columns are those of TOKENS."""
+        files = sorted((self.directory / "tokens" / split).glob("*.arrow"))
+        if not files:
+            return datasets.Dataset(datasets.table.InMemoryTable(TOKENS.empty_table()))
+        return datasets.concatenate_datasets([datasets.Dataset.from_file(str(file)) for file in files])
 
     def narratives(self, split: str) -> pl.LazyFrame:
         """The narratives table of a split."""
-        return pl.scan_parquet(self.directory / "narratives" / split / "*.parquet")
+        return pl.scan_parquet(sorted((self.directory / "narratives" / split).glob("*.parquet")))
+
+    def splits(self) -> list[str]:
+        """The splits that have rows."""
+        return sorted({file.parent.name for file in (self.directory / "tokens").glob("*/*.arrow")})
+
+    def coverage(self) -> CoverageCounts:
+        """How the visible events' codes became words."""
+        return merge_counts(
+            CoverageCounts(
+                pl.read_parquet(codes), pl.read_parquet(codes.with_name(codes.name.replace("codes", "subjects")))
+            )
+            for codes in sorted((self.directory / "coverage").glob("*.codes.parquet"))
+        )
+
+    def lengths(self, splits: Sequence[str] | None = None) -> pl.DataFrame:
+        """split · n_tokens · n_header_tokens · n_events · n_events_dropped, one row per narrative of these or all."""
+        parts = [
+            self.tokens(split).remove_columns([*KEYS, "input_ids"]).to_polars().with_columns(split=pl.lit(split))
+            for split in splits or self.splits()
+        ]
+        return pl.concat(parts)
 
     def statistics(self) -> pl.DataFrame:
-        """Rows, token lengths and dropped events per split."""
-        return pl.concat([_split_statistics(folder) for folder in sorted((self.directory / "tokens").iterdir())])
+        """Per split, how long narratives are and what the token budget left out; see `length_statistics`."""
+        return length_statistics(self.lengths())
 
 
-def prepare(rows: pl.DataFrame, history: History, telling: Telling, directory: Path) -> Prepared:
-    """Tell and tokenise every row's history; skipped where the same was finished in `directory` before.
+def prepare(
+    rows: pl.DataFrame, history: History, telling: Telling, directory: Path, executor: Executor | None = None
+) -> Prepared:
+    """Tell and tokenise every row's history; what was finished in `directory` before is not done again.
 
-    rows: subject_id, prediction_time, split. Each shard is read, told and written by itself, so memory is
-    bounded by the largest shard.
+    rows: subject_id, prediction_time, split, label. history: of these rows. The rows are divided into parts of
+    some EVENTS_PER_PART events, each read, told and written by itself: memory is bounded by the parts that
+    are worked on at a time, and a preparation that was broken off goes on with the parts that are missing.
+    The result does not depend on the executor.
     """
-    prepared = Prepared(directory)
-    inputs = {
-        **telling.inputs(),
-        "data": history.dataset.fingerprint(),
-        "rows": rows_fingerprint(rows),
-        "strict": history.strict,
-    }
+    data = history.dataset.fingerprint()
+    inputs = {**telling.inputs(), "data": data, "rows": rows_fingerprint(rows), "strict": history.strict}
     if stage_done(directory, "prepare", inputs):
-        return prepared
-    splits = sorted(rows["split"].unique())
-    shutil.rmtree(directory / "narratives", ignore_errors=True)  # of an earlier, different preparation
-    with ExitStack() as stack, bar("prepare", history.records["shard"].n_unique()) as progress:
-        writers = {split: stack.enter_context(_token_writer(directory, split)) for split in splits}
-        for number, (shard_rows, events) in enumerate(history.shards()):
-            told_events = events.collect().lazy()
-            for split in splits:
-                told = _tell(shard_rows.filter(pl.col("split") == split), told_events, telling)
-                _write_narratives(told, directory / "narratives" / split / f"{number}.parquet")
-                writers[split].write_table(_token_table(told))
+        return Prepared(directory)
+    parts = _parts(replace(history, rows=rows), directory, data)
+    done = {part.name: part.is_done(telling) for part in parts}
+    missing = [part for part in parts if not done[part.name]]
+    _remove_others(directory, [part for part in parts if done[part.name]])
+    with bar("prepare", len(parts)) as progress:
+        progress.advance(len(parts) - len(missing))
+        for _ in (executor or _fitting_executor(missing)).run(prepare_part, telling, missing):
             progress.advance()
-    mark_done(directory, "prepare", inputs)
-    return prepared
+    mark_done(directory, "prepare", inputs, [directory / "tokens", directory / "narratives"])
+    return Prepared(directory)
 
 
-def _tell(rows: pl.DataFrame, events: pl.LazyFrame, telling: Telling) -> pl.DataFrame:
-    """Narratives with their input_ids, within the token budget.
-
-    The budget is first kept by the token counts of single phrases; joins between phrases can cost a token
-    more, so rows that exceed it are told again with that much less.
-    """
-    told = _render(rows, events, telling, telling.max_tokens)
-    excess = told["input_ids"].list.len().cast(pl.Int64) - telling.max_tokens
-    if told.height == 0 or excess.max() <= 0:  # type: ignore[operator]
-        return told
-    over = told.filter(excess > 0).select(KEYS)
-    shorter = telling.max_tokens - int(excess.max())  # type: ignore[arg-type]
-    again = _render(rows.join(over, on=KEYS, how="semi"), events, telling, shorter)
-    return pl.concat([told.join(over, on=KEYS, how="anti"), again]).sort(KEYS)
+def _parts(history: History, directory: Path, data: str) -> list[Part]:
+    """Named by the place of their file among the dataset's and their own place in it."""
+    parts: list[Part] = []
+    count: Counter[int] = Counter()
+    for part in history.parts(EVENTS_PER_PART):
+        shard = part.records["shard"][0]
+        parts.append(Part(part, directory, f"{shard:05d}-{count[shard]:05d}", data))
+        count[shard] += 1
+    return parts
 
 
-def _render(rows: pl.DataFrame, events: pl.LazyFrame, telling: Telling, max_tokens: int) -> pl.DataFrame:
-    told = render(
-        events.join(rows.lazy().select(KEYS), on=KEYS, how="semi"),
-        rows,
-        telling.lookups,
-        telling.style,
-        dates=telling.dates,
-        count_tokens=lambda texts: count_tokens(telling.tokenizer, texts),
-        max_tokens=max_tokens,
-    )
-    ids = encode_narratives(telling.tokenizer, told["narrative"].to_list())
-    return told.with_columns(input_ids=pl.Series(ids, dtype=pl.List(pl.UInt32)))
+def _remove_others(directory: Path, finished: list[Part]) -> None:
+    """What an earlier, different preparation left."""
+    ours = {directory / file for part in finished for file in part.files()}
+    for folder in ("narratives", "tokens", "coverage"):
+        for file in (directory / folder).rglob("*.*"):
+            if file not in ours:
+                file.unlink()
 
 
-@contextmanager
-def _token_writer(directory: Path, split: str) -> Iterator[pa.ipc.RecordBatchStreamWriter]:
-    target = directory / "tokens" / split / "tokens.arrow"
-    target.parent.mkdir(parents=True, exist_ok=True)
-    partial = target.with_suffix(".partial")
-    with pa.OSFile(str(partial), "wb") as sink, pa.ipc.new_stream(sink, _TOKENS) as writer:
-        yield writer
-    os.replace(partial, target)
-
-
-def _token_table(told: pl.DataFrame) -> pa.Table:
-    columns = told.select(
-        *KEYS, "input_ids", pl.col("input_ids").list.len().alias("n_tokens"), "n_events", "n_events_dropped"
-    )
-    return columns.to_arrow().cast(_TOKENS)
-
-
-def _write_narratives(told: pl.DataFrame, target: Path) -> None:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    partial = target.with_suffix(".partial")
-    told.drop("input_ids").write_parquet(partial, compression="zstd")
-    os.replace(partial, target)
-
-
-def _split_statistics(folder: Path) -> pl.DataFrame:
-    tokens = datasets.Dataset.from_file(str(folder / "tokens.arrow")).remove_columns("input_ids").to_polars()
-    return tokens.select(
-        split=pl.lit(folder.name),
-        n=pl.len(),
-        tokens_mean=pl.col("n_tokens").mean(),
-        tokens_median=pl.col("n_tokens").median(),
-        tokens_max=pl.col("n_tokens").max(),
-        events_told=pl.col("n_events").sum(),
-        events_dropped=pl.col("n_events_dropped").sum(),
-    )
+def _fitting_executor(parts: list[Part]) -> Executor:
+    """As many processes as the work is worth."""
+    events = sum(int(part.history.records["n_events"].sum()) for part in parts)
+    return Executor(workers=max(1, min(available_cores(), events // EVENTS_PER_WORKER)))

@@ -14,9 +14,14 @@ def encode_narratives(tokenizer: PreTrainedTokenizerBase, narratives: Sequence[s
     """Token ids per narrative: BOS where the tokenizer has one, then the text; no EOS, no padding."""
     if not narratives:
         return []
-    bos = [tokenizer.bos_token_id] if tokenizer.bos_token_id is not None else []
+    bos = opening_ids(tokenizer)
     encoded = tokenizer(list(narratives), add_special_tokens=False)["input_ids"]
     return [bos + ids for ids in encoded]
+
+
+def opening_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """What stands before every narrative: BOS, or nothing where the tokenizer has none."""
+    return [tokenizer.bos_token_id] if tokenizer.bos_token_id is not None else []
 
 
 def count_tokens(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[int]:
@@ -41,7 +46,7 @@ def answer_token_ids(tokenizer: PreTrainedTokenizerBase, question: str, answers:
     log-probabilities could then not tell them apart.
     """
     prompt = encode_prompt(tokenizer, question)
-    ids = [_first_token_after(tokenizer, prompt, prompt_text(question), answer) for answer in answers]
+    ids = [continuation_ids(tokenizer, prompt, prompt_text(question), answer)[0] for answer in answers]
     if len(set(ids)) != len(ids):
         raise refuse(
             "model.answers",
@@ -51,15 +56,21 @@ def answer_token_ids(tokenizer: PreTrainedTokenizerBase, question: str, answers:
     return ids
 
 
-def _first_token_after(tokenizer: PreTrainedTokenizerBase, prompt: list[int], text: str, answer: str) -> int:
-    joint = tokenizer(f"{text} {answer}", add_special_tokens=False)["input_ids"]
+def continuation_ids(tokenizer: PreTrainedTokenizerBase, prompt: list[int], text: str, answer: str) -> list[int]:
+    """The token ids of an answer right after a prompt, whose ids `prompt` and end `text` are the same.
+
+    A space comes between them unless the prompt ends in one, or in a line break. Raises InputError for an answer
+    that would change how the prompt before it is tokenised.
+    """
+    space = "" if not text or text[-1].isspace() else " "
+    joint = tokenizer(f"{text}{space}{answer}", add_special_tokens=False)["input_ids"]
     if joint[: len(prompt)] != prompt or len(joint) == len(prompt):
         raise refuse(
             "model.answers",
             f"{answer!r} changes how the question before it is tokenised",
             "choose another word, or set model.head: score",
         )
-    return joint[len(prompt)]
+    return joint[len(prompt) :]
 
 
 def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:

@@ -6,14 +6,15 @@ the rows of one patient are not independent.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import polars as pl
 
+from epicrisis.evaluation.class_metrics import ClassScorer
 from epicrisis.evaluation.metrics import METRICS, Scorer, point_scores, why_undefined
-from epicrisis.evaluation.predictions import KEY, PROBABILITY
+from epicrisis.evaluation.predictions import KEY, PROBABILITY, class_arrays, kind_of_predictions
 
 # Weights held at once: few enough to stay in the processor's cache, which is faster than larger chunks.
 WEIGHTS_AT_ONCE = 200_000
@@ -59,21 +60,43 @@ class Draws:
 
 
 def bootstrap(predictions: pl.DataFrame, n_resamples: int = 2000, seed: int = 0) -> Draws:
-    """All metrics of one arm's predictions, plain and resampled by subject.
+    """All metrics of one arm's predictions, plain and resampled by subject; of a long table those of every class.
 
     The resamples depend on the seed and the set of subjects only, so two arms on the same rows share them.
     """
+    if "class" in predictions.columns:
+        return _bootstrap_classes(predictions, n_resamples, seed)
     table = predictions.sort(KEY)
     labels, probabilities = table["boolean_value"].to_numpy(), table[PROBABILITY].to_numpy()
     reasons = {metric: reason for metric in METRICS if (reason := why_undefined(metric, labels))}
     subjects, subject_of_row = np.unique(table["subject_id"].to_numpy(), return_inverse=True)
     scorer = Scorer(labels, probabilities)
-    parts = [
-        scorer.scores(counts[:, subject_of_row])
-        for counts in resample_counts(len(subjects), n_resamples, seed, table.height)
-    ]
-    resampled = {metric: np.concatenate([part[metric] for part in parts] or [np.zeros(0)]) for metric in METRICS}
+    resampled = _resample(scorer, METRICS, len(subjects), subject_of_row, n_resamples, seed, table.height)
     return Draws(point_scores(labels, probabilities), resampled, reasons, len(subjects))
+
+
+def _bootstrap_classes(predictions: pl.DataFrame, n_resamples: int, seed: int) -> Draws:
+    classes, subject_ids, labels, probabilities = class_arrays(predictions)
+    scorer = ClassScorer(classes, labels, probabilities, kind_of_predictions(predictions))
+    subjects, subject_of_row = np.unique(subject_ids, return_inverse=True)
+    resampled = _resample(scorer, scorer.metrics, len(subjects), subject_of_row, n_resamples, seed, labels.size)
+    return Draws(scorer.point(), resampled, scorer.reasons(), len(subjects))
+
+
+def _resample(
+    scorer: Scorer | ClassScorer,
+    metrics: Sequence[str],
+    n_subjects: int,
+    subject_of_row: np.ndarray,
+    n_resamples: int,
+    seed: int,
+    size: int,
+) -> dict[str, np.ndarray]:
+    """{metric: [n_resamples]}. size: numbers that one resample's weights come to."""
+    parts = [
+        scorer.scores(counts[:, subject_of_row]) for counts in resample_counts(n_subjects, n_resamples, seed, size)
+    ]
+    return {metric: np.concatenate([part[metric] for part in parts] or [np.zeros(0)]) for metric in metrics}
 
 
 def resample_counts(n_subjects: int, n_resamples: int, seed: int, n_rows: int) -> Iterator[np.ndarray]:

@@ -5,14 +5,15 @@ Source: Guo et al., On Calibration of Modern Neural Networks, ICML 2017.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 import polars as pl
 from scipy.optimize import minimize_scalar
-from scipy.special import expit, logit
+from scipy.special import expit, log_softmax, logit
 
-from epicrisis.evaluation.predictions import PROBABILITY
+from epicrisis.evaluation.predictions import PROBABILITY, class_arrays, kind_of_predictions
 from epicrisis.settings.problems import refuse
 
 MIN_ROWS = 50
@@ -26,7 +27,9 @@ EDGE = 1e-7
 class Temperature:
     """What logits are divided by: above 1 tempers an overconfident arm, below 1 sharpens, 1 changes nothing.
 
-    note: why the temperature stayed at 1, or that it met a bound; empty after an ordinary fit.
+    n_positive: rows with the label; of several classes, (row, class) pairs. note: why the temperature stayed at 1,
+    or that it met a bound; empty after an ordinary fit. of_labels: in a multilabel task each label's own, of which
+    `value` is the geometric mean.
     """
 
     value: float
@@ -34,6 +37,7 @@ class Temperature:
     n_positive: int
     fitted_on: str = "tuning"
     note: str = ""
+    of_labels: Mapping[str, Temperature] = field(default_factory=dict)
 
     def apply(self, probabilities: np.ndarray) -> np.ndarray:
         """The calibrated probabilities; their order stays as it was."""
@@ -45,36 +49,67 @@ class Temperature:
 def fit_temperature(predictions: pl.DataFrame) -> Temperature:
     """The temperature that minimises the negative log-likelihood of tuning predictions.
 
-    predictions: a predictions table with the cohort's `split` column (`predictions.with_split`). Below 50
-    rows, or with one class only, the temperature stays 1 and says so. Raises InputError for rows of any split
-    but tuning.
+    predictions: a predictions table with the cohort's `split` column (`predictions.with_split`). Of several
+    classes, one temperature divides the log-probabilities before they are normalised again; of several labels,
+    each has its own. Below 50 rows, or with one class only, the temperature stays 1 and says so. Raises InputError
+    for rows of any split but tuning.
     """
     _check_tuning(predictions)
-    labels = predictions["boolean_value"].to_numpy().astype(np.float64)
-    n, n_positive = len(labels), int(labels.sum())
-    if n < MIN_ROWS:
-        return Temperature(1.0, n, n_positive, note=f"not fitted: {n} tuning rows are fewer than {MIN_ROWS}")
-    if n_positive in (0, n):
-        return Temperature(
-            1.0,
-            n,
-            n_positive,
-            note=f"not fitted: one class only, {n_positive} of {n} tuning rows are positive",
-        )
-    logits = _logits(predictions[PROBABILITY].to_numpy())
-    found = minimize_scalar(
-        lambda t: _negative_log_likelihood(logits / np.exp(t), labels), bounds=np.log([LOWEST, HIGHEST])
+    kind = kind_of_predictions(predictions)
+    if kind == "binary":
+        return _fit_binary(predictions["boolean_value"].to_numpy(), predictions[PROBABILITY].to_numpy())
+    classes, _, labels, probabilities = class_arrays(predictions)
+    if kind == "multiclass":
+        return _fit_multiclass(labels, probabilities)
+    fitted = {name: _fit_binary(labels[:, c], probabilities[:, c]) for c, name in enumerate(classes)}
+    values = [one.value for one in fitted.values()]
+    note = f"one for each of {len(fitted)} labels, {min(values):.2g} to {max(values):.2g}"
+    unfitted = sum(one.note.startswith("not fitted") for one in fitted.values())
+    note += f"; {unfitted} labels not fitted: too few tuning rows, or all of one kind" if unfitted else ""
+    return Temperature(
+        float(np.exp(np.mean(np.log(values)))), len(labels), int(labels.sum()), note=note, of_labels=fitted
     )
-    value = float(np.exp(found.x))
-    at_bound = min(value / LOWEST, HIGHEST / value) < 1.01
-    note = f"the fit met its bound ({value:.2g}): the probabilities carry little on tuning" if at_bound else ""
-    return Temperature(value, n, n_positive, note=note)
 
 
 def apply_temperature(predictions: pl.DataFrame, temperature: Temperature, threshold: float = 0.5) -> pl.DataFrame:
     """The predictions table with calibrated probabilities; further columns and the rows' order stay."""
-    calibrated = pl.Series(PROBABILITY, temperature.apply(predictions[PROBABILITY].to_numpy()))
-    return predictions.with_columns(calibrated, (calibrated >= threshold).alias("predicted_boolean_value"))
+    kind = kind_of_predictions(predictions)
+    if kind == "binary":
+        calibrated = pl.Series(PROBABILITY, temperature.apply(predictions[PROBABILITY].to_numpy()))
+        return predictions.with_columns(calibrated, (calibrated >= threshold).alias("predicted_boolean_value"))
+    if kind == "multiclass":
+        # p^(1/T), normalised over the row's classes: a softmax of its log-probabilities divided by T
+        raised = pl.col("probability").clip(EDGE).pow(1 / temperature.value)
+        return predictions.with_columns(probability=raised / raised.sum().over("subject_id", "prediction_time"))
+    names, values = predictions["class"].to_numpy(), predictions["probability"].to_numpy().copy()
+    for name, own in temperature.of_labels.items():
+        values[names == name] = own.apply(values[names == name])
+    return predictions.with_columns(pl.Series("probability", values))
+
+
+def _fit_binary(labels: np.ndarray, probabilities: np.ndarray) -> Temperature:
+    n, n_positive = len(labels), int(labels.sum())
+    if n_positive in (0, n) and n >= MIN_ROWS:
+        note = f"not fitted: one class only, {n_positive} of {n} tuning rows are positive"
+        return Temperature(1.0, n, n_positive, note=note)
+    logits, targets = _logits(probabilities), labels.astype(np.float64)
+    return _fit(lambda t: _negative_log_likelihood(logits / t, targets), n, n_positive)
+
+
+def _fit_multiclass(labels: np.ndarray, probabilities: np.ndarray) -> Temperature:
+    logits = np.log(np.clip(probabilities, EDGE, None))
+    return _fit(lambda t: -float(log_softmax(logits / t, axis=1)[labels].mean()), len(labels), int(labels.sum()))
+
+
+def _fit(loss: Callable[[float], float], n: int, n_positive: int) -> Temperature:
+    """The temperature with the lowest loss between the bounds; 1 where there are too few rows."""
+    if n < MIN_ROWS:
+        return Temperature(1.0, n, n_positive, note=f"not fitted: {n} tuning rows are fewer than {MIN_ROWS}")
+    found = minimize_scalar(lambda t: loss(float(np.exp(t))), bounds=np.log([LOWEST, HIGHEST]))
+    value = float(np.exp(found.x))
+    at_bound = min(value / LOWEST, HIGHEST / value) < 1.01
+    note = f"the fit met its bound ({value:.2g}): the probabilities carry little on tuning" if at_bound else ""
+    return Temperature(value, n, n_positive, note=note)
 
 
 def reliability_curve(labels: np.ndarray, probabilities: np.ndarray, n_bins: int = 10) -> pl.DataFrame:

@@ -11,10 +11,11 @@ from dataclasses import dataclass
 
 import numpy as np
 import polars as pl
-from sklearn.tree import DecisionTreeClassifier
+from sklearn.tree import DecisionTreeClassifier, DecisionTreeRegressor
 
+from epicrisis.cohort.task import classes_of_labels, kind_of_labels, label_matrix
 from epicrisis.evaluation.bootstrap import Estimate, bootstrap
-from epicrisis.evaluation.predictions import KEY, binary_predictions
+from epicrisis.evaluation.predictions import KEY, task_predictions
 
 CANARIES = {
     "record_length": "number of visible events only",
@@ -65,8 +66,8 @@ def canaries(
 ) -> list[Canary]:
     """Fit each canary on train and score it on `split`.
 
-    scalars: from `history_scalars`. rows: the cohort's rows (subject_id, prediction_time, split, Boolean
-    label), of train and of the judged split at least.
+    scalars: from `history_scalars`. rows: the cohort's rows (subject_id, prediction_time, split, label), of train
+    and of the judged split at least. Of several classes or labels, the AUROC is the mean over them.
     """
     table = rows.join(scalars, on=KEY, how="left", maintain_order="left")
     train, judged = table.filter(pl.col("split") == "train"), table.filter(pl.col("split") == split)
@@ -89,15 +90,24 @@ def canary_table(found: list[Canary]) -> pl.DataFrame:
 
 
 def _auroc(train: pl.DataFrame, judged: pl.DataFrame, name: str, n_resamples: int, seed: int) -> Estimate:
-    if train["label"].n_unique() < 2:
+    classes = classes_of_labels(pl.concat([train, judged]))
+    labels = label_matrix(train, classes).to_numpy()
+    # Of two classes one says it all; a tree's leaf holds the share of rows that have the class.
+    targets = labels[:, 1] if kind_of_labels(train) == "binary" else labels.astype(np.float64)
+    if not train.height or (labels == labels[0]).all():
         return Estimate(None, None, None, reason="the train rows are of one class only")
     # Leaves of at least 2% of the rows keep the tree from learning single patients; eight of them bend where
     # a line cannot.
     smallest_leaf = max(10, train.height // 50)
-    tree = DecisionTreeClassifier(max_leaf_nodes=8, min_samples_leaf=smallest_leaf, random_state=seed)
-    tree.fit(_column(train, name), train["label"].to_numpy())
-    probability = tree.predict_proba(_column(judged, name))[:, 1] if judged.height else np.zeros(0)
-    return bootstrap(binary_predictions(judged, probability), n_resamples, seed).estimate("auroc")
+    kind = DecisionTreeClassifier if targets.ndim == 1 else DecisionTreeRegressor
+    tree = kind(max_leaf_nodes=8, min_samples_leaf=smallest_leaf, random_state=seed).fit(_column(train, name), targets)
+    if not judged.height:
+        probability = np.zeros((0, len(classes)))
+    elif targets.ndim == 1:
+        probability = tree.predict_proba(_column(judged, name))
+    else:
+        probability = tree.predict(_column(judged, name)).clip(0, 1)
+    return bootstrap(task_predictions(judged, classes, probability), n_resamples, seed).estimate("auroc")
 
 
 def _column(table: pl.DataFrame, name: str) -> np.ndarray:

@@ -10,9 +10,9 @@ import polars as pl
 from rich.console import Console
 from rich.table import Table
 
+from epicrisis.cohort.task import TaskKind, classes_of_labels, kind_of_labels, label_matrix
 from epicrisis.evaluation.bootstrap import Draws, Estimate, bootstrap, lift_share, paired_difference
 from epicrisis.evaluation.calibration import Temperature, apply_temperature
-from epicrisis.evaluation.metrics import METRICS
 from epicrisis.evaluation.predictions import check_rows_match, checked
 from epicrisis.settings.problems import refuse
 
@@ -44,7 +44,10 @@ class Scope:
 class Judgement:
     """The outcome of judging: estimates by arm and metric, on n rows of which n_positive are positive.
 
-    draws: each arm's resamples, for further paired comparisons. temperatures: as given to `judge`.
+    Where there are several classes or labels, n_positive counts (row, class) pairs, `auroc` and `auprc` are the plain
+    means over classes, and `auroc:<class>` is of one class against the rest (see `class_metrics`). positives: rows
+    that have the class, by class. draws: each arm's resamples, for further paired comparisons. temperatures: as
+    given to `judge`.
     """
 
     scope: Scope
@@ -55,6 +58,8 @@ class Judgement:
     draws: dict[str, Draws] = field(repr=False)
     temperatures: dict[str, Temperature]
     oracle: str | None
+    kind: TaskKind = "binary"
+    positives: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def results(self) -> pl.DataFrame:
@@ -65,7 +70,6 @@ class Judgement:
             "split": self.scope.split,
         }
         scope |= {"k": self.scope.k, "replicate": self.scope.replicate}
-        counts = {"n": self.n, "n_positive": self.n_positive}
         rows = [
             {
                 **scope,
@@ -74,7 +78,8 @@ class Judgement:
                 "value": e.value,
                 "lower": e.lower,
                 "upper": e.upper,
-                **counts,
+                "n": self.n,
+                "n_positive": self.positives.get(metric.partition(":")[2], self.n_positive),
             }
             for arm, metrics in self.estimates.items()
             for metric, e in metrics.items()
@@ -123,10 +128,10 @@ def judge(
     """Score every arm on exactly the labelled rows of one split.
 
     predictions_by_arm: uncalibrated predictions tables, in the order to print. rows: the cohort's rows of the
-    split, with Boolean labels. oracle: the arm that holds the true risks, if it is among them. temperatures:
-    fitted on tuning; they add the metrics brier_calibrated and ece_calibrated (a temperature does not alter
-    AUROC or AUPRC). Raises InputError if there is no arm, or one whose rows or labels are not those of
-    `rows`.
+    split, with the labels that the predictions are of. oracle: the arm that holds the true risks, if it is among
+    them. temperatures: fitted on tuning; they add the metrics brier_calibrated and ece_calibrated (calibration is
+    for these; of two classes it does not alter AUROC or AUPRC). Raises InputError if there is no arm, or one whose
+    rows or labels are not those of `rows`.
     """
     if not predictions_by_arm:
         raise refuse("evaluation", "there are no predictions to judge", "run predict for at least one arm first")
@@ -134,24 +139,40 @@ def judge(
     check_rows_match(tables, rows)
     temperatures = {arm: fitted for arm, fitted in (temperatures or {}).items() if arm in tables}
     draws = {arm: bootstrap(table, n_resamples, seed) for arm, table in tables.items()}
-    estimates = {arm: {metric: drawn.estimate(metric) for metric in METRICS} for arm, drawn in draws.items()}
+    estimates = {arm: {metric: drawn.estimate(metric) for metric in drawn.point} for arm, drawn in draws.items()}
     for arm, fitted in temperatures.items():
         estimates[arm] |= _calibrated(tables[arm], fitted, n_resamples, seed)
     best = draws.get(oracle) if oracle else None
     if best is not None:
         for arm, drawn in draws.items():
             estimates[arm][LIFT_SHARE] = lift_share(drawn, best)
-    n_positive, n_subjects = int(rows["label"].sum()), rows["subject_id"].n_unique()
+    kind, positives = kind_of_labels(rows), _positives(rows)
+    n_positive = positives.pop("true") if kind == "binary" else sum(positives.values())
+    positives = {} if kind == "binary" else positives
     return Judgement(
-        scope, rows.height, n_positive, n_subjects, estimates, draws, temperatures, oracle if best else None
+        scope,
+        rows.height,
+        n_positive,
+        rows["subject_id"].n_unique(),
+        estimates,
+        draws,
+        temperatures,
+        oracle if best else None,
+        kind,
+        positives,
     )
+
+
+def _positives(rows: pl.DataFrame) -> dict[str, int]:
+    """How many rows have each class."""
+    return {name: int(column.sum()) for name, column in label_matrix(rows, classes_of_labels(rows)).to_dict().items()}
 
 
 def results_table(judgement: Judgement, all_metrics: bool = False) -> Table:
     """The closing table: arm, AUROC, interval, share of the oracle's lift over 0.5; on demand all metrics."""
     scope = judgement.scope
     others = ("auprc", "brier", "ece") if all_metrics else ()
-    title = f"{scope.dataset} · {scope.task} · {scope.split}: {judgement.n} rows, {judgement.n_positive} positive"
+    title = f"{scope.dataset} · {scope.task} · {scope.split}: {judgement.n} rows, {_counted(judgement)}"
     table = Table(title=title, title_justify="left")
     table.add_column("arm")
     for heading in ("AUROC", "95% interval", "share of oracle's lift", *map(str.upper, others)):
@@ -192,6 +213,13 @@ def interval_text(estimate: Estimate) -> str:
 def percent(value: float | None) -> str:
     """Whole percent, or a dash where there is no number."""
     return "–" if value is None else f"{100 * value:.0f}%"
+
+
+def _counted(judgement: Judgement) -> str:
+    if judgement.kind == "binary":
+        return f"{judgement.n_positive} positive"
+    what = "classes" if judgement.kind == "multiclass" else "labels"
+    return f"{len(judgement.positives)} {what}, each against the rest"
 
 
 def _calibrated(table: pl.DataFrame, fitted: Temperature, n_resamples: int, seed: int) -> dict[str, Estimate]:

@@ -1,4 +1,4 @@
-"""ROC, precision-recall and reliability plots of all arms on one task, as PNG files."""
+"""ROC, precision-recall and reliability plots of all arms on one task, narrative lengths, losses: PNG files."""
 
 from __future__ import annotations
 
@@ -24,6 +24,8 @@ LINES: tuple[Any, ...] = ("-", "--", "-.", (0, (1, 1)), (0, (5, 1, 1, 1, 1, 1)),
 ORACLE_STYLE: dict[str, Any] = {"color": "#555555", "linestyle": (0, (6, 2)), "linewidth": 1.4}
 GUIDE: dict[str, Any] = {"color": "#bbbbbb", "linewidth": 1, "zorder": 0}
 PANELS_PER_ROW = 3
+SPLITS = ("train", "tuning", "held_out")
+LENGTH_AXES = {"tokens": "tokens of a narrative", "tokens_per_event": "tokens per event told"}
 
 Arms = Mapping[str, pl.DataFrame]
 
@@ -89,6 +91,53 @@ def plot_reliability(predictions_by_arm: Arms, title: str, oracle: str | None = 
     return figure
 
 
+def plot_lengths(bins: pl.DataFrame, title: str) -> Figure:
+    """Densities of narrative length and of tokens per event by split, with the token budget as a line.
+
+    bins: told (a label of what was told in one way, drawn as a row of panels) · budget? (tokens) · of (`tokens`,
+    `tokens_per_event`) · split · at_least · below · narratives. Where there is nothing to draw, that is told.
+    """
+    told = bins.partition_by("told", maintain_order=True)
+    figure = _figure(f"Narrative lengths · {title}", size=(9.0, 3.2 * max(1, len(told)) + 0.3))
+    grid = figure.subplots(max(1, len(told)), 2, squeeze=False)
+    for axes in grid.flat:
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.set_yticks([])
+    if not told:
+        for axes in grid.flat:
+            axes.text(0.5, 0.5, "too few narratives to draw", ha="center", va="center", color="#555555")
+    for panels, part in zip(grid, told, strict=False):
+        for axes, (of, label) in zip(panels, LENGTH_AXES.items(), strict=True):
+            _draw_densities(axes, part.filter(of=of))
+            axes.set(xlabel=label, ylabel="density")
+        budget = part["budget"][0]
+        if budget is not None:
+            panels[0].axvline(budget, label=f"budget, {budget:,}", color="#555555", linestyle=":", linewidth=1.4)
+        panels[0].legend(frameon=False, fontsize=9)
+        if len(told) > 1:
+            panels[0].set_title(part["told"][0], loc="left", fontsize=9)
+    return figure
+
+
+def plot_loss(history: pl.DataFrame, title: str) -> Figure:
+    """Loss against optimiser steps. history: step · train? · tuning?, null or NaN where there is no figure."""
+    figure = _figure(f"Loss · {title}", size=(6.4, 4.2))
+    axes = figure.add_subplot(xlabel="optimiser step", ylabel="loss per supervised token")
+    axes.spines[["top", "right"]].set_visible(False)
+    for place, name in enumerate(("train", "tuning")):
+        known = history.select("step", pl.col(name).fill_nan(None)).drop_nulls()
+        axes.plot(
+            known["step"],
+            known[name],
+            label=name,
+            color=COLOURS[place],
+            linestyle=LINES[place],
+            marker="o" if name == "tuning" else None,
+        )
+    axes.legend(frameon=False)
+    return figure
+
+
 def precision_steps(labels: np.ndarray, probabilities: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Recall and precision where recall rises: the very steps that average precision sums."""
     precision, recall, _ = precision_recall_curve(labels, probabilities)
@@ -126,6 +175,22 @@ def _told_undefined(axes: Axes, predictions_by_arm: Arms, metric: str) -> bool:
         return False
     axes.text(0.5, 0.5, f"undefined\n{reason}", ha="center", va="center", color="#555555")
     return True
+
+
+def _draw_densities(axes: Axes, bins: pl.DataFrame) -> None:
+    """Histograms of area 1 whose bins may differ in width, one per split."""
+    for part in bins.partition_by("split", maintain_order=True):
+        place = SPLITS.index(part["split"][0]) if part["split"][0] in SPLITS else len(SPLITS)
+        edges = np.append(part["at_least"].to_numpy(), part["below"][-1])
+        counts = part["narratives"].to_numpy()
+        axes.stairs(
+            counts / counts.sum() / np.diff(edges),
+            edges,
+            label=f"{part['split'][0]}, {counts.sum():,}",
+            color=COLOURS[place],
+            linestyle=LINES[place],
+            linewidth=1.6,
+        )
 
 
 def _draw_reliability(axes: Axes, arm: str, table: pl.DataFrame, colour: str) -> float:

@@ -36,44 +36,69 @@ HEADINGS = {
     },
 }
 
+LENGTH_FORMATS = {
+    **dict.fromkeys(("narratives", "tokens_max", "events", "documents", "windows", "rows"), ","),
+    **dict.fromkeys(("tokens_mean", "tokens_median", "tokens_p90"), ",.0f"),
+    "tokens_per_event": ".1f",
+    **dict.fromkeys(("events_left_out", "narratives_cut", "useful_token_share"), ".1%"),
+}
 
-@dataclass(frozen=True)
-class ReportContent:
-    """All that a report tells. Tables are aggregates: one that carries a patient's columns is refused.
 
-    judgement: from `judge`. plots: {name: PNG file}. splits: counts per split (`split_counts`).
-    coverage: how codes became words, per split and vocabulary. canaries: from `canaries`.
-    cohort_notes: sentences on how the cohort was built. narrative: style, token and dropped-event figures, per
-    split where nested. arm_notes: {arm: what its fitting had to say}. baseline: the arm that the others are
-    compared with. environment, config: as in the run directory. warnings: what a reader must know first.
+@dataclass(frozen=True, kw_only=True)
+class PageContent:
+    """What every report tells. Tables are aggregates: one that carries a patient's columns is refused.
+
+    plots: {name: PNG file}. splits: counts per split (`split_counts`). coverage: how codes became words, per
+    split and vocabulary. cohort_notes: sentences on how the cohort was built. narrative: how histories were told, per
+    arm where nested. lengths, packing: how long narratives are and how they lie in rows. environment, config: as
+    in the run directory. warnings: what a reader must know first.
     """
 
-    judgement: Judgement
     plots: Mapping[str, Path] = field(default_factory=dict)
     splits: pl.DataFrame | None = None
     coverage: pl.DataFrame | None = None
-    canaries: Sequence[Canary] = ()
     cohort_notes: Sequence[str] = ()
     narrative: Mapping[str, Any] = field(default_factory=dict)
-    arm_notes: Mapping[str, str] = field(default_factory=dict)
-    baseline: str | None = None
+    lengths: pl.DataFrame | None = None
+    packing: pl.DataFrame | None = None
     environment: Mapping[str, Any] = field(default_factory=dict)
     config: Mapping[str, Any] = field(default_factory=dict)
     warnings: Sequence[str] = ()
 
 
+@dataclass(frozen=True)
+class ReportContent(PageContent):
+    """All that the report of judged arms tells.
+
+    judgement: from `judge`. canaries: from `canaries`. arm_notes: {arm: what its fitting had to say}. baseline:
+    the arm that the others are compared with.
+    """
+
+    judgement: Judgement
+    canaries: Sequence[Canary] = ()
+    arm_notes: Mapping[str, str] = field(default_factory=dict)
+    baseline: str | None = None
+
+
+@dataclass(frozen=True)
+class CorpusContent(PageContent):
+    """All that the report of a run without predictions tells: title, what it did in a sentence, its figures."""
+
+    title: str
+    lead: str
+    figures: Mapping[str, Any] = field(default_factory=dict)
+
+
 def split_counts(rows: pl.DataFrame) -> pl.DataFrame:
-    """split, rows, subjects, positive: the cohort in figures, in the order train, tuning, held_out."""
+    """split, rows, subjects, positive: the cohort in figures, in the order train, tuning, held_out.
+
+    Without `positive` where the labels are not yes or no, or there are none.
+    """
     order = pl.col("split").replace_strict({"train": 0, "tuning": 1, "held_out": 2}, default=3)
-    return (
-        rows.group_by("split")
-        .agg(
-            pl.len().cast(pl.Int64).alias("rows"),
-            pl.col("subject_id").n_unique().cast(pl.Int64).alias("subjects"),
-            pl.col("label").sum().cast(pl.Int64).alias("positive"),
-        )
-        .sort(order)
-    )
+    counts = {"rows": pl.len(), "subjects": pl.col("subject_id").n_unique()}
+    if rows.schema["label"] == pl.Boolean and not rows["label"].is_null().all():
+        counts["positive"] = pl.col("label").sum()
+    return rows.group_by("split").agg(count.cast(pl.Int64).alias(name) for name, count in counts.items()).sort(order)
 
 
 def write_report(run: RunDirectory, content: ReportContent) -> Path:
@@ -86,33 +111,55 @@ def write_report(run: RunDirectory, content: ReportContent) -> Path:
     return run.report
 
 
+def write_corpus_report(run: RunDirectory, content: CorpusContent) -> Path:
+    """Write report.html of a run that predicted nothing."""
+    page = _page(content, title=content.title, lead=content.lead, figures=content.figures, judged=None)
+    with replacing(run.report) as part:
+        part.write_text(page, encoding="utf-8")
+    return run.report
+
+
 def render(content: ReportContent) -> str:
     """The page as HTML. Raises ValueError if a table in it has columns of single patients."""
+    scope = content.judgement.scope
+    return _page(content, title=f"{scope.dataset} · {scope.task}", lead="", figures={}, judged=_judged(content))
+
+
+def _judged(content: ReportContent) -> dict[str, Any]:
+    """What the page tells of predictions."""
     judgement = content.judgement
-    return _template().render(
-        scope=judgement.scope,
-        n=judgement.n,
-        n_positive=judgement.n_positive,
-        n_subjects=judgement.n_subjects,
-        n_resamples=max(
+    return {
+        "scope": judgement.scope,
+        "n": judgement.n,
+        "n_positive": judgement.n_positive,
+        "n_subjects": judgement.n_subjects,
+        "n_resamples": max(
             (e.n_resamples for metrics in judgement.estimates.values() for e in metrics.values()), default=0
         ),
-        results=_results_grid(judgement),
-        undefined=_grid(judgement.undefined),
-        left_out=_grid(judgement.left_out),
-        baseline=content.baseline,
-        differences=_differences_grid(content),
-        calibration=_grid(_calibration(judgement)),
+        "results": _results_grid(judgement),
+        "undefined": _grid(judgement.undefined),
+        "left_out": _grid(judgement.left_out),
+        "baseline": content.baseline,
+        "differences": _differences_grid(content),
+        "calibration": _grid(_calibration(judgement)),
+        "canaries": _grid(canary_table(list(content.canaries))) if content.canaries else None,
+        "arm_notes": content.arm_notes,
+    }
+
+
+def _page(content: PageContent, **own: Any) -> str:
+    return _template().render(
         plots={name: base64.b64encode(path.read_bytes()).decode() for name, path in content.plots.items()},
         splits=_grid(content.splits),
         coverage=_grid(content.coverage),
-        canaries=_grid(canary_table(list(content.canaries))) if content.canaries else None,
         cohort_notes=content.cohort_notes,
         narrative={name: _told(value) for name, value in content.narrative.items()},
-        arm_notes=content.arm_notes,
+        lengths=_grid(content.lengths, LENGTH_FORMATS),
+        packing=_grid(content.packing, LENGTH_FORMATS),
         warnings=content.warnings,
         environment=json.dumps(plain(content.environment), indent=2),
         config=OmegaConf.to_yaml(OmegaConf.create(plain(content.config))),
+        **own,
     )
 
 
@@ -135,6 +182,7 @@ def summary(content: ReportContent) -> dict[str, Any]:
         "canaries": canary_table(list(content.canaries)).to_dicts(),
         "cohort_notes": list(content.cohort_notes),
         "narrative": plain(content.narrative),
+        "lengths": content.lengths.to_dicts() if content.lengths is not None else [],
         "arm_notes": dict(content.arm_notes),
         "warnings": list(content.warnings),
     }
@@ -163,14 +211,20 @@ def _template() -> jinja2.Template:
     return settings.get_template(TEMPLATE)
 
 
-def _grid(table: pl.DataFrame | None) -> dict[str, Any] | None:
+def _grid(table: pl.DataFrame | None, formats: Mapping[str, str] | None = None) -> dict[str, Any] | None:
+    """formats: {column: how its figures are written}; others as they are."""
     if table is None:
         return None
     carried = sorted(PATIENT_FIELDS & set(table.columns))
     if carried:
         raise ValueError(f"a report holds no patient-level data, but a table given to it has the columns {carried}")
     numeric = [kind.is_numeric() for kind in table.dtypes]
-    return {"columns": table.columns, "rows": table.rows(), "numeric": numeric}
+    columns = [[_written(value, (formats or {}).get(name)) for value in table[name]] for name in table.columns]
+    return {"columns": table.columns, "rows": list(zip(*columns, strict=True)), "numeric": numeric}
+
+
+def _written(value: Any, form: str | None) -> Any:
+    return value if value is None or form is None else format(value, form)
 
 
 def _results_grid(judgement: Judgement) -> dict[str, Any]:

@@ -13,6 +13,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import polars as pl
@@ -136,7 +137,11 @@ class MedsDataset:
         return records.select(*RECORD_COLUMNS).sort("subject_id")
 
     def fingerprint(self) -> str:
-        """A hash of the dataset's files (names and bytes): equal iff nothing that is read has changed."""
+        """A hash of the dataset's files (names and bytes), read once: equal iff nothing that is read has changed."""
+        return self._fingerprint
+
+    @cached_property
+    def _fingerprint(self) -> str:
         digest = hashlib.blake2b(digest_size=16)
         metadata = [self.root / "metadata" / name for name in ("codes.parquet", "dataset.json")]
         splits = _splits_file(self.root)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -16,25 +16,36 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from epicrisis.cohort import History
-from epicrisis.corpus.prepare import KEYS, Prepared, Telling, prepare
-from epicrisis.corpus.tokens import answer_token_ids, encode_prompt
+from epicrisis.corpus.executors import executor_for
+from epicrisis.corpus.prepare import KEYS, Prepared, prepare
+from epicrisis.corpus.telling import Telling, narrator_once
+from epicrisis.llm.adalora import sharing_ranks
 from epicrisis.llm.adapters import (
     CLINICAL,
     DOWNSTREAM,
+    adapter_directory,
+    adapters_in,
     load_stacked,
     save_adapter,
     stack,
 )
+from epicrisis.llm.answering import Answering, head_for, layout_for, lesson_for, prompt_for
 from epicrisis.llm.backends import backend_for
 from epicrisis.llm.base import load_base, load_tokenizer
+from epicrisis.llm.batch_size import inference_batch_size
 from epicrisis.llm.checkpoints import Checkpoints
-from epicrisis.llm.classify import QuestionLesson, class_probabilities, tuning_metrics
+from epicrisis.llm.classify import class_probabilities, tuning_metrics
 from epicrisis.llm.device import make_accelerator
-from epicrisis.llm.heads import LabelTokens, NextToken, ScoreHead
-from epicrisis.llm.loop import train
-from epicrisis.llm.pretrain import NarrativeLesson, token_loss
-from epicrisis.narrative import Lookups, get_style
+from epicrisis.llm.fuse import load_fused, new_tokens_file
+from epicrisis.llm.heads import NextToken, ScoreHead
+from epicrisis.llm.loop import make_plan, train
+from epicrisis.llm.pretrain import NarrativeLesson, packing_text, token_loss, whole_records
+from epicrisis.narrative import Lookups, Narrator, get_style
 from epicrisis.settings import Settings, refuse
+from epicrisis.tracking.progress import say
+
+NARRATOR = "narrator"
+"""The folder, beside adapters, of what their narratives are told with."""
 
 
 class Run(Protocol):
@@ -58,20 +69,31 @@ class FittedLlm:
     telling: Telling
     module: nn.Module
     accelerator: Accelerator
-    classes: tuple[Any, ...]
+    answering: Answering
     directory: Path
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The task's classes, in the order of the probabilities."""
+        return self.answering.classes
 
     def predict(self, rows: pl.DataFrame, history: History) -> np.ndarray:
         """Probabilities [n_rows, n_classes] in the order of `rows` and of the task's classes."""
-        prepared = _prepare_once(rows, history, self.telling, self.directory / "judged", self.accelerator)
-        ordered = []
+        prepared = _prepare_once(
+            self.settings, rows, history, self.telling, self.directory / "judged", self.accelerator
+        )
+        settings, ordered = self.settings, []
+        layout, size = layout_for(self.module), inference_batch_size(settings.training)
         for split in sorted(rows["split"].unique()):
             tokens = prepared.tokens(split)
-            lesson = QuestionLesson(
-                tokens, self.telling.tokenizer, self.settings.model.question, self.settings.model.max_length
-            )
+            lesson = lesson_for(tokens, self.telling.tokenizer, self.answering, settings.model.max_length, layout)
             scores = class_probabilities(
-                self.module, lesson, len(self.classes), self.settings.training.batch_size, self.accelerator
+                self.module,
+                lesson,
+                len(self.classes),
+                size,
+                self.accelerator,
+                corrected=settings.model.prior_correction,
             )
             ordered.append(_keys(tokens).with_columns(scores=pl.Series(scores.tolist())))
         joined = rows.select(KEYS).join(pl.concat(ordered), on=KEYS, how="left", maintain_order="left")
@@ -79,14 +101,14 @@ class FittedLlm:
 
     def save(self, directory: Path) -> None:
         """Adapters, head and what the narratives were told with; safetensors and JSON only."""
-        model = self.module.model
-        assert isinstance(model, PeftModel)
-        for name in model.peft_config:
+        model: Any = self.module.model
+        for name in model.peft_config if isinstance(model, PeftModel) else ():
             save_adapter(model, name, directory / "adapters" / name, self.settings.model.model_name)
         if isinstance(self.module, ScoreHead):
             weights = {name: tensor.contiguous() for name, tensor in self.module.score.state_dict().items()}
             save_file(weights, directory / "adapters" / "score.safetensors")
-        told = {"classes": list(self.classes), **self.telling.inputs()}
+        self.telling.narrator.save(directory / "adapters" / NARRATOR)
+        told = {**self.answering.saved(), **self.telling.inputs()}
         (directory / "adapters" / "narrative.json").write_text(json.dumps(told, indent=2))
 
 
@@ -101,12 +123,19 @@ class LlmArm:
         """Train on the train rows, watching tuning. `rows` holds both splits."""
         settings = self._settings
         accelerator = make_accelerator(settings.training)
-        telling = telling_for(settings, self._lookups, load_tokenizer(settings.model, accelerator))
-        classes = _classes(settings, rows)
-        module = _classifier(settings, telling.tokenizer, accelerator)
-        prepared = _prepare_once(rows, history, telling, run.dir, accelerator)
-        lessons = {split: _lesson(prepared, rows, split, classes, telling, settings) for split in ("train", "tuning")}
-        batch_size = settings.training.batch_size
+        narrator = _narrator_once(settings, self._lookups, rows, history, run.dir, accelerator)
+        tokenizer = load_tokenizer(settings.model, accelerator, settings.lora.new_code_tokens)
+        telling = telling_for(settings, narrator, self._lookups, tokenizer)
+        answering = Answering.of_task(settings, rows, tokenizer)
+        module = _classifier(settings, tokenizer, answering, accelerator)
+        prepared = _prepare_once(settings, rows, history, telling, run.dir, accelerator)
+        layout, length = layout_for(module), settings.model.max_length
+        lessons = {
+            split: lesson_for(prepared.tokens(split), tokenizer, answering, length, layout, rows)
+            for split in ("train", "tuning")
+        }
+        size = inference_batch_size(settings.training)
+        corrected, mass = settings.model.prior_correction, settings.model.answer_mass
         train(
             module,
             lessons["train"],
@@ -114,62 +143,92 @@ class LlmArm:
             accelerator,
             Checkpoints(run.dir / "checkpoints", settings.training.save_total_limit, accelerator),
             title="classify",
-            evaluate=lambda m: tuning_metrics(m, lessons["tuning"], batch_size, accelerator),
+            evaluate=lambda m: tuning_metrics(m, lessons["tuning"], size, accelerator, corrected=corrected, mass=mass),
             log=run.log if accelerator.is_main_process else lambda **_: None,
         )
         module.eval()
-        return FittedLlm(settings, telling, module, accelerator, classes, run.dir)
+        return FittedLlm(settings, telling, module, accelerator, answering, run.dir)
 
     def load(self, directory: Path) -> FittedLlm:
-        """A saved classifier; InputError where narratives would be told otherwise than in training."""
+        """A saved classifier, or what `model.fused` names in its place.
+
+        InputError where narratives would be told otherwise than in training.
+        """
         settings = self._settings
         accelerator = make_accelerator(settings.training)
-        telling = telling_for(settings, self._lookups, load_tokenizer(settings.model, accelerator))
-        told = json.loads((directory / "adapters" / "narrative.json").read_text())
+        adapters = settings.model.fused or directory / "adapters"
+        if not (adapters / "narrative.json").is_file():
+            raise refuse(
+                "model.fused", f"{adapters} was not fused from a finished run", "fuse one, without naming adapters"
+            )
+        narrator = Narrator.load(adapters / NARRATOR, self._lookups)
+        _check_choice(narrator, settings)
+        tokens = new_tokens_file(directory / "adapters" / name for name in (CLINICAL, DOWNSTREAM))
+        tokenizer = load_tokenizer(settings.model, accelerator, tokens)
+        telling = telling_for(settings, narrator, self._lookups, tokenizer)
+        told = json.loads((adapters / "narrative.json").read_text())
         check_telling(told, telling)
-        model = load_stacked(load_base(settings, accelerator), directory / "adapters")
-        module = _head(settings, model, telling.tokenizer)
+        if settings.model.fused is not None:
+            model = load_fused(settings, settings.model.fused, accelerator)
+        else:
+            model = load_base(settings, accelerator, tokens)
+            if adapters_in(adapters) or settings.lora.method != "none":
+                model = load_stacked(model, adapters)
+        answering = Answering.load(told, settings, tokenizer)
+        module = head_for(settings, model, tokenizer, answering)
         if isinstance(module, ScoreHead):
-            module.score.load_state_dict(load_file(directory / "adapters" / "score.safetensors"))
-        return FittedLlm(settings, telling, module.eval(), accelerator, tuple(told["classes"]), directory)
+            module.score.load_state_dict(load_file(adapters / "score.safetensors"))
+        return FittedLlm(settings, telling, module.eval(), accelerator, answering, directory)
 
 
 def pretrain(settings: Settings, lookups: Lookups, rows: pl.DataFrame, history: History, run: Run) -> dict[str, float]:
-    """QLoRA continued pretraining on the rows' narratives; writes the clinical adapter, returns tuning metrics.
+    """QLoRA continued pretraining on the rows' narratives; writes the clinical adapter.
 
-    rows: one row per subject of the splits train and tuning.
+    rows: one row per subject of the splits train and tuning. Returns loss and perplexity on tuning before and
+    after, and how the train narratives were packed in the first epoch.
     """
     accelerator = make_accelerator(settings.training)
-    telling = telling_for(settings, lookups, load_tokenizer(settings.model, accelerator))
+    narrator = _narrator_once(settings, lookups, rows, history, run.dir, accelerator)
+    tokenizer = load_tokenizer(settings.model, accelerator, settings.lora.new_code_tokens)
+    telling = telling_for(settings, narrator, lookups, tokenizer)
+    if settings.narrative.records == "whole":
+        telling = whole_records(telling)
     base = load_base(settings, accelerator)
     backend = backend_for(settings.training.framework)
     model = backend.attach(base, CLINICAL, settings.lora, settings.training.seed)
-    prepared = _prepare_once(rows, history, telling, run.dir, accelerator)
-    length = settings.model.max_length
+    prepared = _prepare_once(settings, rows, history, telling, run.dir, accelerator)
+    length, repeat_header = settings.model.max_length, settings.narrative.repeat_header
     lesson, tuning = (
-        NarrativeLesson(prepared.tokens(split), telling.tokenizer, length) for split in ("train", "tuning")
+        NarrativeLesson(prepared.tokens(split), telling.tokenizer, length, repeat_header=repeat_header)
+        for split in ("train", "tuning")
     )
+    lesson.start_epoch(0, settings.training.seed)
+    packing = lesson.packing()
+    if accelerator.is_main_process:
+        say(f"pretrain: {packing_text(packing)}")
     module = NextToken(model)
-    batch_size = settings.training.batch_size
+    batch_size = inference_batch_size(settings.training)
 
     def evaluate(module: nn.Module) -> dict[str, float]:
         return token_loss(module, tuning, batch_size, accelerator)
 
     before = evaluate(module.eval())
-    train(
-        module,
-        lesson,
-        settings.training,
-        accelerator,
-        Checkpoints(run.dir / "checkpoints", settings.training.save_total_limit, accelerator),
-        title="pretrain",
-        evaluate=evaluate,
-        log=run.log if accelerator.is_main_process else lambda **_: None,
-    )
+    with sharing_ranks(model, make_plan(lesson.fewest_items, settings.training).n_steps):
+        train(
+            module,
+            lesson,
+            settings.training,
+            accelerator,
+            Checkpoints(run.dir / "checkpoints", settings.training.save_total_limit, accelerator),
+            title="pretrain",
+            evaluate=evaluate,
+            log=run.log if accelerator.is_main_process else lambda **_: None,
+        )
     after = evaluate(module.eval())
     if accelerator.is_main_process:
         directory = run.dir / "adapters" / CLINICAL
         save_adapter(model, CLINICAL, directory, settings.model.model_name)
+        narrator.save(directory / NARRATOR)
         (directory / "narrative.json").write_text(json.dumps(telling.inputs(), indent=2))
     accelerator.wait_for_everyone()
     return {
@@ -177,13 +236,15 @@ def pretrain(settings: Settings, lookups: Lookups, rows: pl.DataFrame, history: 
         "perplexity_before": before["perplexity"],
         "loss": after["loss"],
         "perplexity": after["perplexity"],
-        "useful_token_share": lesson.useful_share,
+        **packing,
     }
 
 
-def telling_for(settings: Settings, lookups: Lookups, tokenizer: PreTrainedTokenizerBase) -> Telling:
+def telling_for(
+    settings: Settings, narrator: Narrator, lookups: Lookups, tokenizer: PreTrainedTokenizerBase
+) -> Telling:
     """How this run tells histories; the same budget in every stage, so that the ids are the same too."""
-    room = settings.model.max_length - len(encode_prompt(tokenizer, settings.model.question)) - 2
+    room = settings.model.max_length - prompt_for(settings, tokenizer).n_tokens - 2
     if room < 16:
         raise refuse(
             "model.max_length",
@@ -191,13 +252,13 @@ def telling_for(settings: Settings, lookups: Lookups, tokenizer: PreTrainedToken
             "make it larger, or the question shorter",
         )
     budget = settings.narrative.max_tokens or room
-    return Telling(lookups, get_style(settings.narrative.style), settings.narrative.dates, min(budget, room), tokenizer)
+    return Telling(narrator, lookups, min(budget, room), tokenizer)
 
 
 def check_telling(told: dict[str, Any], telling: Telling) -> None:
-    """Raise InputError where a checkpoint's narratives were told in another style or by another tokenizer."""
+    """Raise InputError where a checkpoint's narratives were told in another way or by another tokenizer."""
     now = telling.inputs()
-    changed = [key for key in ("style", "dates", "tokenizer") if told.get(key) != now[key]]
+    changed = [key for key in ("style", "dates", "values", "tokenizer") if told.get(key) != now[key]]
     if changed:
         raise refuse(
             f"narrative ({', '.join(changed)})",
@@ -206,12 +267,60 @@ def check_telling(told: dict[str, Any], telling: Telling) -> None:
         )
 
 
-def _classifier(settings: Settings, tokenizer: PreTrainedTokenizerBase, accelerator: Accelerator) -> nn.Module:
+def narrator_for(
+    settings: Settings, lookups: Lookups, rows: pl.DataFrame, history: History, directory: Path
+) -> Narrator:
+    """The clinical adapter's narrator where there is one, so that both adapters read one language; else the rows' own.
+
+    rows: with a column split, of which train alone is looked at. directory: where it is kept once it is fitted.
+    """
+    told = settings.narrative
+    if settings.model.clinical_adapter is not None:
+        folder = adapter_directory(settings.model.clinical_adapter) / NARRATOR
+        if folder.is_dir():
+            narrator = Narrator.load(folder, lookups)
+            _check_choice(narrator, settings)
+            return narrator
+    train = replace(history, rows=rows.filter(pl.col("split") == "train"))
+    values = None if told.values == "raw" else told.values
+    return narrator_once(train, lookups, get_style(told.style), told.dates, values, directory)
+
+
+def _narrator_once(
+    settings: Settings,
+    lookups: Lookups,
+    rows: pl.DataFrame,
+    history: History,
+    directory: Path,
+    accelerator: Accelerator,
+) -> Narrator:
+    """The main process fits it, the others find it done."""
+    with accelerator.main_process_first():
+        return narrator_for(settings, lookups, rows, history, directory)
+
+
+def _check_choice(narrator: Narrator, settings: Settings) -> None:
+    """Raise InputError where a narrator tells histories in another way than the settings ask for."""
+    told = settings.narrative
+    asked = {"style": get_style(told.style).label, "dates": told.dates, "values": told.values}
+    changed = [key for key, value in narrator.choice().items() if asked[key] != value]
+    if changed:
+        raise refuse(
+            f"narrative ({', '.join(changed)})",
+            "is not what this checkpoint was trained with",
+            "use the narrative section of the config.yaml of its run",
+        )
+
+
+def _classifier(
+    settings: Settings, tokenizer: PreTrainedTokenizerBase, answering: Answering, accelerator: Accelerator
+) -> nn.Module:
     base = load_base(settings, accelerator)
     seed = settings.training.seed
-    if settings.model.clinical_adapter is None:
+    model: nn.Module = base
+    if settings.model.clinical_adapter is None and settings.lora.method != "none":
         model = backend_for(settings.training.framework).attach(base, DOWNSTREAM, settings.lora, seed)
-    else:
+    elif settings.model.clinical_adapter is not None:
         model = stack(
             base,
             settings.model.clinical_adapter,
@@ -219,38 +328,7 @@ def _classifier(settings: Settings, tokenizer: PreTrainedTokenizerBase, accelera
             clinical_trainable=settings.model.clinical_trainable,
             seed=seed,
         )
-    return _head(settings, model, tokenizer)
-
-
-def _head(settings: Settings, model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> nn.Module:
-    answers = settings.model.answers
-    if settings.model.head == "score":
-        return ScoreHead(model, len(answers), settings.training.seed, settings.model.pooling)
-    return LabelTokens(model, answer_token_ids(tokenizer, settings.model.question, answers))
-
-
-def _classes(settings: Settings, rows: pl.DataFrame) -> tuple[Any, ...]:
-    if rows.schema["label"] != pl.Boolean:
-        raise refuse("data.labels_dir", "this task is not binary", "the arm llm answers yes-or-no tasks")
-    if len(settings.model.answers) != 2:
-        raise refuse("model.answers", f"{len(settings.model.answers)} answers for 2 classes", "give [no, yes]")
-    return (False, True)
-
-
-def _lesson(
-    prepared: Prepared,
-    rows: pl.DataFrame,
-    split: str,
-    classes: tuple[Any, ...],
-    telling: Telling,
-    settings: Settings,
-) -> QuestionLesson:
-    tokens = prepared.tokens(split)
-    labels = _keys(tokens).join(rows, on=KEYS, how="left", maintain_order="left")["label"]
-    index = np.array([classes.index(label) for label in labels], dtype=np.int64)
-    return QuestionLesson(
-        tokens, telling.tokenizer, settings.model.question, settings.model.max_length, index, len(classes)
-    )
+    return head_for(settings, model, tokenizer, answering)
 
 
 def _keys(tokens: Any) -> pl.DataFrame:
@@ -258,8 +336,13 @@ def _keys(tokens: Any) -> pl.DataFrame:
 
 
 def _prepare_once(
-    rows: pl.DataFrame, history: History, telling: Telling, directory: Path, accelerator: Accelerator
+    settings: Settings,
+    rows: pl.DataFrame,
+    history: History,
+    telling: Telling,
+    directory: Path,
+    accelerator: Accelerator,
 ) -> Prepared:
     """The main process prepares; the others find it done."""
     with accelerator.main_process_first():
-        return prepare(rows, history, telling, directory)
+        return prepare(rows, history, telling, directory, executor_for(settings.prepare))

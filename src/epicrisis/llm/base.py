@@ -5,13 +5,17 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import torch
 from accelerate import Accelerator
 from bitsandbytes.nn import Linear4bit
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from epicrisis.llm.adapters import adapter_directory
+from epicrisis.llm.attention import choose_attention, documents_are_apart
 from epicrisis.llm.backends import backend_for
 from epicrisis.llm.device import compute_dtype
 from epicrisis.llm.embedded import EMBEDDED, embedded_base, embedded_tokenizer
+from epicrisis.llm.new_tokens import FILE, add_rows, read_new_tokens, with_new_tokens
 from epicrisis.settings import Settings, refuse
 from epicrisis.settings.schema import ModelSettings
 
@@ -24,13 +28,28 @@ def cache_directory(model: ModelSettings) -> Path:
     return Path(model.cache_dir or default)
 
 
-def load_tokenizer(model: ModelSettings, accelerator: Accelerator) -> PreTrainedTokenizerBase:
-    """The base's tokenizer with a padding token that is not the end of sequence."""
+def load_tokenizer(
+    model: ModelSettings, accelerator: Accelerator, new_tokens: Path | None = None
+) -> PreTrainedTokenizerBase:
+    """The base's tokenizer with a padding token that is not the end of sequence, and with the run's new tokens.
+
+    new_tokens: a CSV of them (`lora.new_code_tokens`); where not given, those of model.clinical_adapter.
+    """
     if model.model_name in EMBEDDED:
         with accelerator.main_process_first():
             directory = embedded_tokenizer(cache_directory(model))
-        return AutoTokenizer.from_pretrained(directory)
-    return with_own_pad(AutoTokenizer.from_pretrained(_source(model.model_name)))
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(directory)
+    else:
+        tokenizer = with_own_pad(AutoTokenizer.from_pretrained(_source(model.model_name)))
+    file = new_tokens or _clinical_new_tokens(model)
+    return tokenizer if file is None else with_new_tokens(tokenizer, read_new_tokens(file))
+
+
+def _clinical_new_tokens(model: ModelSettings) -> Path | None:
+    if model.clinical_adapter is None:
+        return None
+    file = adapter_directory(model.clinical_adapter) / FILE
+    return file if file.is_file() else None
 
 
 def with_own_pad(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
@@ -49,8 +68,13 @@ def with_own_pad(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
     )
 
 
-def load_base(settings: Settings, accelerator: Accelerator) -> PreTrainedModel:
-    """The frozen base of this run on this process's device, through the chosen framework."""
+def load_base(
+    settings: Settings, accelerator: Accelerator, new_tokens: Path | None = None, dtype: torch.dtype | None = None
+) -> PreTrainedModel:
+    """The frozen base of this run on this process's device, through the chosen framework.
+
+    new_tokens: a CSV of tokens to add; where not given, the run's own. dtype: in place of the settings'.
+    """
     model, training = settings.model, settings.training
     source = model.model_name
     if source in EMBEDDED:
@@ -58,14 +82,26 @@ def load_base(settings: Settings, accelerator: Accelerator) -> PreTrainedModel:
             source = str(embedded_base(source, cache_directory(model)))
     else:
         source = _source(source)
+    dtype = dtype or compute_dtype(training)
+    attention = choose_attention(model.attn_implementation, accelerator.device, dtype)
     base = backend_for(training.framework).load_base(
         source,
         load_in_4bit=training.load_in_4bit,
-        dtype=compute_dtype(training),
+        dtype=dtype,
         device=accelerator.device,
         max_length=model.max_length,
+        attention="sdpa" if training.framework == "unsloth" else attention,
     )
     keep_differentiable(base)
+    if settings.stage == "pretrain" and not documents_are_apart(base):
+        raise refuse(
+            "model.model_name",
+            "this base does not keep the documents of a packed row apart, and pretraining packs them",
+            "take a base whose architecture does (Llama, Mistral, Qwen, Gemma), or model.attn_implementation: sdpa",
+        )
+    file = new_tokens or settings.lora.new_code_tokens or _clinical_new_tokens(model)
+    if file is not None:
+        add_rows(base, load_tokenizer(model, accelerator, file), read_new_tokens(file))
     if training.gradient_checkpointing:
         base.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     return base

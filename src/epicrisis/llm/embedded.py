@@ -24,7 +24,8 @@ from accelerate import PartialState
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from epicrisis.cohort import Cohort, build_cohort
-from epicrisis.corpus.prepare import Prepared, Telling, prepare
+from epicrisis.corpus.prepare import Prepared, prepare
+from epicrisis.corpus.telling import Telling, fit_narrator
 from epicrisis.corpus.tokens import prompt_text
 from epicrisis.events.synthetic import synthesize
 from epicrisis.llm.checkpoints import Checkpoints
@@ -33,7 +34,7 @@ from epicrisis.llm.heads import NextToken
 from epicrisis.llm.loop import train
 from epicrisis.llm.pretrain import NarrativeLesson, token_loss
 from epicrisis.llm.tiny_models import SHAPE, VOCABULARY, new_model, train_tokenizer
-from epicrisis.narrative import Lookups, get_style, load_lookups, render, shipped_lookup
+from epicrisis.narrative import STYLES, Lookups, Narrator, get_style, load_lookups, render, shipped_lookup
 from epicrisis.settings.schema import TrainingSettings
 from epicrisis.tracking.progress import say
 
@@ -112,7 +113,7 @@ def _train_base(architecture: str, tokenizer: PreTrainedTokenizerFast, work: Pat
         accelerator,
         Checkpoints(work / "checkpoints", keep=1, accelerator=accelerator),
         title="embedded base",
-        evaluate=lambda module: token_loss(module, tuning, training.batch_size, accelerator),
+        evaluate=lambda module: token_loss(module, tuning, TRAINING["batch_size"], accelerator),
         log=lambda **_: None,
     )
     return model.cpu()
@@ -120,20 +121,23 @@ def _train_base(architecture: str, tokenizer: PreTrainedTokenizerFast, work: Pat
 
 def _prepare_population(tokenizer: PreTrainedTokenizerFast, work: Path) -> Prepared:
     cohort = _population(work / "population")
-    telling = Telling(_lookups(cohort), get_style("timeline"), "relative", WINDOW - 2, tokenizer)
+    telling = Telling(_narrator(cohort, "timeline"), _lookups(cohort), WINDOW - 2, tokenizer)
     return prepare(cohort.rows, cohort.history(cohort.rows), telling, work / "prepared")
 
 
 def _narratives(directory: Path) -> list[str]:
     cohort = _population(directory)
     rows = cohort.rows.sample(min(600, cohort.rows.height), seed=0)
-    lookups = _lookups(cohort)
     events = cohort.history(rows).events()
     return [
         text
         for style in ("timeline", "flat")
-        for text in render(events, rows, lookups, get_style(style))["narrative"].to_list()
+        for text in render(events, rows, _narrator(cohort, style))["narrative"].to_list()
     ]
+
+
+def _narrator(cohort: Cohort, style: str) -> Narrator:
+    return fit_narrator(cohort.history(cohort.select("train")), _lookups(cohort), get_style(style))
 
 
 def _population(directory: Path) -> Cohort:
@@ -143,8 +147,8 @@ def _population(directory: Path) -> Cohort:
 
 
 def _lookups(cohort: Cohort) -> Lookups:
-    tables = {name: shipped_lookup(name) for name in TABLES}
-    return load_lookups(**tables, codes=cohort.dataset.codes())
+    medical, lab, region, time = map(shipped_lookup, TABLES)
+    return load_lookups(medical, lab, region, time, codes=cohort.dataset.codes())
 
 
 def _terms() -> list[str]:
@@ -162,6 +166,7 @@ def _recipe() -> str:
         TRAINING,
         QUESTION,
         WORDS,
+        *(style.label for style in STYLES.values()),
         *(shipped_lookup(name).read_text() for name in TABLES),
     ]
     return hashlib.blake2b(json.dumps(parts).encode(), digest_size=6).hexdigest()

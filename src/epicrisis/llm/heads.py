@@ -1,6 +1,6 @@
 """What is computed on top of a causal model's hidden states: next-token loss and class scores.
 
-Both read packed batches: rows of several documents whose position_ids restart, which transformers turns
+Both read packed batches: rows of several documents whose position_ids restart, which `attention.read_rows` turns
 into attention that never crosses documents.
 """
 
@@ -12,9 +12,16 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 from torch import nn
+from transformers import PreTrainedModel
 
-from epicrisis.corpus.packing import IGNORED, PackedBatch
+from epicrisis.corpus.packing import IGNORED, PackedBatch, pack
+from epicrisis.llm.adalora import distance_from_orthogonal, is_adalora
 from epicrisis.llm.adapters import causal_model
+from epicrisis.llm.answer_tree import AnswerTree, Branched, answer_tree, branch
+from epicrisis.llm.attention import as_mask, read_rows
+from epicrisis.llm.cross_entropy import OutputLayer, summed_cross_entropy
+from epicrisis.llm.prompts import is_prompted, prompted_states
+from epicrisis.settings import refuse
 
 
 class NextToken(nn.Module):
@@ -27,27 +34,60 @@ class NextToken(nn.Module):
     def forward(self, batch: PackedBatch) -> torch.Tensor:
         hidden = hidden_states(self.model, batch)[:, :-1]
         targets = batch.labels[:, 1:]
-        supervised = targets != IGNORED  # logits only where they are scored: most of the memory is here
-        logits = causal_model(self.model).get_output_embeddings()(hidden[supervised])
-        return F.cross_entropy(logits.float(), targets[supervised], reduction="sum")
+        supervised = targets != IGNORED  # logits only where they are scored
+        layer = OutputLayer(causal_model(self.model))
+        loss = summed_cross_entropy(layer, hidden[supervised], targets[supervised])
+        if self.training and is_adalora(self.model):  # a part of the mean loss, and this is a sum
+            loss = loss + distance_from_orthogonal(self.model) * supervised.sum()  # type: ignore[arg-type]
+        return loss
 
 
 class LabelTokens(nn.Module):
-    """Class logits as the answers' token logits at the end of each document.
+    """Class logits as the log-probabilities of the answers after each document's prompt.
 
-    Only the answers' rows of the output layer are multiplied, never the whole vocabulary; a softmax over
-    them is the answers' log-probability renormalised to the answers.
+    answers: each class's answer as token ids. Where each begins with a token of its own, its logit says it all: only
+    those rows of the output layer are multiplied, never the whole vocabulary, and a softmax over them is the
+    answers' probability renormalised to the answers. Where some begin alike, an answer's logit is the sum of its
+    tokens' log-probabilities (less what all answers share); the answers are read behind the document as branches
+    that share it, in the same pass.
     """
 
-    def __init__(self, model: nn.Module, answer_ids: Sequence[int]):
+    def __init__(self, model: nn.Module, answers: Sequence[int] | Sequence[Sequence[int]]):
         super().__init__()
         self.model = model
-        self.register_buffer("answer_ids", torch.tensor(answer_ids), persistent=False)
+        self.tree = answer_tree([[answer] if isinstance(answer, int) else list(answer) for answer in answers])
+        if self.tree.n_nodes:
+            refuse_unless_branching(model, self.tree)
 
     def forward(self, batch: PackedBatch) -> torch.Tensor:
         """Logits, float32 [n_documents, n_classes]."""
-        rows = causal_model(self.model).get_output_embeddings().weight[self.answer_ids]
-        return (last_hidden(self.model, batch) @ rows.T).float()
+        return self._logits(self._states(batch), normalised=False)
+
+    def log_probabilities(self, batch: PackedBatch) -> torch.Tensor:
+        """Log-probabilities of the answers among all continuations, float32 [n_documents, n_classes].
+
+        The exponentials of a row sum to the answers' share of the whole vocabulary's probability.
+        """
+        return self._logits(self._states(batch), normalised=True)
+
+    def _states(self, batch: PackedBatch) -> torch.Tensor:
+        """Hidden states at the tree's nodes, [n_documents, 1 + n_nodes, hidden]."""
+        if not self.tree.n_nodes:
+            return last_hidden(self.model, batch)[:, None]
+        return branch_states(causal_model(self.model), branch(batch, self.tree))
+
+    def _logits(self, states: torch.Tensor, *, normalised: bool) -> torch.Tensor:
+        layer = OutputLayer(causal_model(self.model))
+        n_documents, n_nodes, _ = states.shape
+        logits = torch.zeros(n_documents, len(self.tree.edges), device=states.device)
+        for node in range(n_nodes):
+            followed = {place: token for place, edges in enumerate(self.tree.edges) for n, token in edges if n == node}
+            tokens = torch.tensor(list(followed.values()), device=states.device)
+            scores = layer.of_tokens(states[:, node], tokens)
+            if normalised or node:  # at the root all answers have the same normaliser
+                scores = scores - layer.log_normaliser(states[:, node])[:, None]
+            logits = logits.index_add(1, torch.tensor(list(followed), device=states.device), scores)
+        return logits
 
 
 class ScoreHead(nn.Module):
@@ -74,9 +114,52 @@ class ScoreHead(nn.Module):
 
 def hidden_states(model: nn.Module, batch: PackedBatch) -> torch.Tensor:
     """The decoder's last hidden states [n_rows, length, hidden], before the output layer."""
-    decoder = causal_model(model).get_decoder()
-    output = decoder(input_ids=batch.input_ids, position_ids=batch.position_ids, use_cache=False)
-    return output.last_hidden_state
+    if is_prompted(model):
+        return prompted_states(model, batch)  # type: ignore[arg-type]
+    return read_rows(causal_model(model), batch.input_ids, batch.position_ids)
+
+
+def branch_states(base: PreTrainedModel, branched: Branched) -> torch.Tensor:
+    """Hidden states at each document's root and nodes, [n_documents, 1 + n_nodes, hidden].
+
+    Raises InputError where a sliding window is shorter than a document: the branches' mask would lift it.
+    """
+    window = getattr(base.config.get_text_config(), "sliding_window", None)
+    if window and int(branched.position_ids.max()) >= window:
+        raise refuse(
+            "model.answers",
+            f"answers that begin alike are read past this base's attention window of {window} tokens",
+            "choose words that begin differently, model.head: score, or a smaller model.max_length",
+        )
+    states = read_rows(base, branched.input_ids, branched.position_ids, as_mask(base, branched.seen))
+    return states[branched.places[..., 0], branched.places[..., 1]]
+
+
+def refuse_unless_branching(model: nn.Module, tree: AnswerTree) -> None:
+    """Raise InputError for a model that cannot read answers which begin alike (see `LabelTokens`).
+
+    A short document with its branches is read, and again with each branch as if it were the only one.
+    """
+    base = causal_model(model)
+    exact = not is_prompted(model) and branches_are_exact(base, tree)
+    if not exact:
+        what = "answers begin with the same token, and this way of running the base cannot tell such apart"
+        fix = "choose words that begin differently, model.head: score, or training.framework: peft with sdpa attention"
+        raise refuse("model.answers", what, fix)
+
+
+def branches_are_exact(base: PreTrainedModel, tree: AnswerTree) -> bool:
+    """Whether the states at the tree's nodes are those of each way through the tree read by itself."""
+    document = [token % base.config.get_text_config().vocab_size for token in range(8)]
+    ways = [document + tree.way_to(node) for node in range(1 + tree.n_nodes)]
+    together, *alone = (pack([way], [[0]], 0).to(base.device) for way in (document, *ways))
+    was_training = base.training
+    base.eval()  # dropout would make the readings differ
+    with torch.no_grad():
+        found = branch_states(base, branch(together, tree))[0]
+        expected = torch.cat([last_hidden(base, batch) for batch in alone])
+    base.train(was_training)
+    return torch.allclose(found.float(), expected.float(), atol=1e-2, rtol=1e-2)
 
 
 def last_hidden(model: nn.Module, batch: PackedBatch) -> torch.Tensor:

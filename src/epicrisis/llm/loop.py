@@ -2,77 +2,40 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Any
 
 import torch
 from accelerate import Accelerator
 from torch import nn
-from transformers import get_scheduler
 
-from epicrisis.corpus.packing import PackedBatch
+from epicrisis.llm.batch_size import settle_batch_size
 from epicrisis.llm.checkpoints import Checkpoints, Position
+from epicrisis.llm.lessons import FreshEachEpoch, Lesson, Unpacked, planned_items, useful_tokens
+from epicrisis.llm.optimizers import make_optimizer, make_schedule
+from epicrisis.llm.plan import Order, Plan, items_of_step, make_plan
+from epicrisis.llm.random_state import random_state, seed_process, set_random_state
+from epicrisis.llm.sharding import full, make_whole, whole
+from epicrisis.llm.signals import Interrupted, Stopped, StopRequest, interruptible, stop_request
+from epicrisis.settings import refuse
 from epicrisis.settings.schema import TrainingSettings
-from epicrisis.tracking.progress import StepTimer, bar, peak_memory_gb, say
+from epicrisis.settings.watched import HIGHER_IS_BETTER, is_better
+from epicrisis.tracking.progress import (
+    Bar,
+    Stopwatch,
+    bar,
+    duration,
+    peak_memory_gb,
+    say,
+    say_where_time_went,
+)
 
+__all__ = ["FreshEachEpoch", "Lesson", "Plan", "items_of_step", "make_plan", "train"]
 
-class Lesson(Protocol):
-    """What is learnt: items in batches, their summed loss, and how many units a sum is made of."""
-
-    @property
-    def n_items(self) -> int:
-        """Items (packed rows or documents) in one epoch."""
-        ...
-
-    def collate(self, items: Sequence[int]) -> PackedBatch:
-        """The batch of these items."""
-        ...
-
-    def units(self, items: Sequence[int]) -> int:
-        """Supervised units (tokens or documents) in these items: what the loss is averaged over."""
-        ...
-
-    def loss_sum(self, module: nn.Module, batch: PackedBatch, items: Sequence[int]) -> torch.Tensor:
-        """The loss summed over the batch's units."""
-        ...
-
-
-@dataclass(frozen=True)
-class Plan:
-    """How many optimiser steps there are, and what each holds."""
-
-    n_items: int
-    step_items: int
-    n_steps: int
-    warmup_steps: int
-
-    @property
-    def steps_per_epoch(self) -> int:
-        return math.ceil(self.n_items / self.step_items)
-
-
-def make_plan(n_items: int, training: TrainingSettings) -> Plan:
-    """Steps and warm-up that the settings come to for this many items."""
-    step_items = training.batch_size * training.gradient_accumulation_steps
-    n_steps = math.ceil(math.ceil(n_items / step_items) * training.epochs)
-    if training.max_steps is not None:
-        n_steps = min(n_steps, training.max_steps)
-    ratio_steps = round(n_steps * training.warmup_ratio)
-    warmup = training.warmup_steps if training.warmup_steps is not None else ratio_steps
-    return Plan(n_items, step_items, n_steps, min(warmup, n_steps))
-
-
-def items_of_step(plan: Plan, step: int, seed: int) -> list[int]:
-    """The items of one optimiser step: a fresh order each epoch, the same for the same seed.
-
-    The step's items do not depend on the number of processes, so neither does what is learnt.
-    """
-    epoch, within = divmod(step, plan.steps_per_epoch)
-    generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
-    order = torch.randperm(plan.n_items, generator=generator)
-    return order[within * plan.step_items : (within + 1) * plan.step_items].tolist()
+_IN_STEPS = ("data", "forward", "backward", "optimizer")
+"""The parts of the time that tokens per second are counted over."""
 
 
 def train(
@@ -89,123 +52,272 @@ def train(
     """Train what requires gradients in `module` until the plan ends; return the final position.
 
     `evaluate` gives metrics on tuning, `loss` among them; `log` takes them with the step. With
-    `training.resume` it goes on from the latest whole checkpoint, exactly as if it had never stopped.
+    `training.resume` it goes on from the latest whole checkpoint, exactly as if it had never stopped;
+    otherwise all random numbers are seeded here. Asked to stop by a signal, it saves a checkpoint and raises
+    Stopped (exit code 0).
+    Raises InputError for a metric_for_best that `evaluate` does not give.
     """
-    plan = make_plan(lesson.n_items, training)
-    optimizer, schedule = _optimizer_and_schedule(module, plan, training)
-    position = checkpoints.restore(module, optimizer, schedule) if training.resume else Position()
-    ready, optimizer = accelerator.prepare(module, optimizer)
-    eval_steps = training.eval_steps or plan.steps_per_epoch
-    save_steps = training.save_steps or eval_steps
-    timer = StepTimer(position.step, plan.n_steps)
-    window: list[tuple[float, int]] = []
-    module.train()
-    with bar(title, plan.n_steps - position.step, shown=accelerator.is_main_process) as progress:
-        while position.step < plan.n_steps:
-            items = items_of_step(plan, position.step, training.seed)
-            loss, tokens = _step(ready, lesson, items, training, accelerator)
-            norm = accelerator.clip_grad_norm_(ready.parameters(), training.max_grad_norm)
-            optimizer.step()
-            schedule.step()
-            optimizer.zero_grad(set_to_none=True)
-            position = replace(position, step=position.step + 1)
-            timer.count(tokens)
-            window.append((loss, lesson.units(items)))
-            progress.advance()
-            last = position.step == plan.n_steps
-            if position.step % training.logging_steps == 0 or last:
-                fields = _interval(window, accelerator, schedule.get_last_lr()[0], float(norm), timer)
-                _say_interval(title, position.step, plan.n_steps, fields, timer, accelerator)
-                log(step=position.step, **fields)
-                window.clear()
-            if position.step % eval_steps == 0 or last:
-                position = _evaluate(module, position, training, accelerator, checkpoints, evaluate, log, title)
-            if position.step % save_steps == 0 or last:
-                checkpoints.save(module, optimizer, schedule, position)
-    if training.keep_best and position.best_step < position.step and checkpoints.load_best(module):
-        _say(accelerator, f"{title}: kept the weights of step {position.best_step} (lowest tuning loss)")
-    return position
+
+    def tell(text: str) -> None:
+        if accelerator.is_main_process:
+            say(f"{title}: {text}")
+
+    training = settle_batch_size(module, lesson, training, accelerator, checkpoints, tell)
+    assert training.batch_size != "auto"
+    plan = make_plan(planned_items(lesson), training)
+    optimizer = make_optimizer(module, training)
+    schedule = make_schedule(optimizer, plan, training)
+    ready, prepared = accelerator.prepare(module, optimizer)
+    position, counted = Position(), Counted()
+    if training.resume:
+        position, kept = checkpoints.restore(module, prepared, schedule)
+        counted = Counted(**kept)
+    if position.step == 0:
+        seed_process(training.seed, accelerator.process_index)
+    position = replace(position, batch_size=training.batch_size)
+    with stop_request() as request, bar(title, plan.n_steps, shown=accelerator.is_main_process) as progress:
+        progress.advance(position.step)
+        trainer = _Trainer(
+            *(module, ready, lesson, training, accelerator, checkpoints, prepared, schedule, plan),
+            *(evaluate, log, tell, request, progress, position, counted),
+        )
+        return trainer.run(title)
 
 
-def _optimizer_and_schedule(module: nn.Module, plan: Plan, training: TrainingSettings):
-    trainable = [p for p in module.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(trainable, lr=training.learning_rate, weight_decay=training.weight_decay)
-    schedule = get_scheduler(training.lr_scheduler_type, optimizer, plan.warmup_steps, plan.n_steps)
-    return optimizer, schedule
+@dataclass
+class Counted:
+    """What one process has added up since it last logged.
 
-
-def _step(
-    ready: nn.Module,
-    lesson: Lesson,
-    items: list[int],
-    training: TrainingSettings,
-    accelerator: Accelerator,
-) -> tuple[float, int]:
-    """One optimiser step's gradients; returns this process's summed loss and its tokens.
-
-    The loss is divided by the supervised units of the whole step, over all micro-batches and processes, so
-    that neither accumulation nor the number of processes changes the gradient.
+    loss: summed over `units`, a tensor until somebody reads it; useful, places: tokens without and with padding.
     """
-    total = lesson.units(items)
-    mine = items[accelerator.process_index :: accelerator.num_processes]
-    size = training.batch_size
-    batches = [mine[start : start + size] for start in range(0, len(mine), size)]
-    weight = accelerator.num_processes / total  # data parallelism averages gradients; this makes it a sum
-    if not batches:  # fewer items than processes: take part in the averaging with nothing to say
-        batches, weight = [items[:1]], 0.0
-    loss_sum, tokens = 0.0, 0
-    for number, batch_items in enumerate(batches):
-        batch = lesson.collate(batch_items).to(accelerator.device)
-        is_last = number == len(batches) - 1
-        with accelerator.autocast(), _maybe_no_sync(accelerator, ready, is_last):
-            loss = lesson.loss_sum(ready, batch, batch_items)
-            accelerator.backward(loss * weight)
-        loss_sum += loss.item() * (weight > 0)
-        tokens += batch.input_ids.numel() * (weight > 0)
-    return loss_sum, tokens
+
+    loss: Any = 0.0
+    units: float = 0
+    useful: float = 0
+    places: float = 0
+
+    def __add__(self, other: Counted) -> Counted:
+        return Counted(
+            self.loss + other.loss, self.units + other.units, self.useful + other.useful, self.places + other.places
+        )
 
 
-def _maybe_no_sync(accelerator: Accelerator, ready: nn.Module, is_last: bool):
-    return torch.enable_grad() if is_last else accelerator.no_sync(ready)
+@dataclass
+class _Trainer:
+    """A run of the loop: what it works on, and how far it is."""
 
+    module: nn.Module
+    ready: nn.Module
+    lesson: Lesson
+    training: TrainingSettings
+    accelerator: Accelerator
+    checkpoints: Checkpoints
+    optimizer: Any
+    schedule: Any
+    plan: Plan
+    evaluate: Callable[[nn.Module], dict[str, float]]
+    log: Callable[..., None]
+    tell: Callable[[str], None]
+    request: StopRequest
+    progress: Bar
+    position: Position
+    counted: Counted
 
-def _interval(
-    window: list[tuple[float, int]], accelerator: Accelerator, rate: float, norm: float, timer: StepTimer
-) -> dict[str, float]:
-    loss_sum = torch.tensor(sum(loss for loss, _ in window), device=accelerator.device)
-    units = sum(units for _, units in window)
-    loss = float(accelerator.reduce(loss_sum, "sum")) / units
-    return {
-        "train/loss": loss,
-        "train/learning_rate": rate,
-        "train/grad_norm": norm,
-        "train/tokens_per_second": timer.rate() * accelerator.num_processes,
-    }
+    def __post_init__(self) -> None:
+        lengths = self.lesson.item_lengths if isinstance(self.lesson, Unpacked) else None
+        self.order = Order(self.plan, self.training.seed, lengths if self.training.group_by_length else None)
+        self.watch = Stopwatch(on_gpu=self.accelerator.device.type == "cuda")
+        self.alone = self.accelerator.num_processes == 1
+        self.eval_steps = self.training.eval_steps or self.plan.steps_per_epoch
+        self.save_steps = self.training.save_steps or self.eval_steps
+        self.first_step = self.saved_step = self.position.step
+        self.seconds_logged = 0.0
 
+    def run(self, title: str) -> Position:
+        self.module.train()
+        try:
+            with interruptible(self.module, self.request) if self.alone else nullcontext():
+                self._look_for_the_metric()
+                self._between_steps(title)
+                while self.position.step < self.plan.n_steps:
+                    self._step()
+                    self._between_steps(title)
+        except Interrupted:
+            self._leave()
+        self._tell_time(title)
+        make_whole(self.module)
+        best = self.position.best_step
+        if self.training.keep_best and best < self.position.step and self.checkpoints.load_best(self.module, best):
+            self.tell(f"kept the weights of step {best} (best tuning {self.training.metric_for_best})")
+        return self.position
 
-def _evaluate(module, position, training, accelerator, checkpoints, evaluate, log, title) -> Position:
-    module.eval()
-    metrics = evaluate(module)
-    module.train()
-    log(step=position.step, **{f"eval/{name}": value for name, value in metrics.items()})
-    shown = " | ".join(f"{name} {value:.4f}" for name, value in metrics.items())
-    _say(accelerator, f"{title} step {position.step} | tuning: {shown}")
-    if metrics["loss"] < position.best_loss:
-        position = replace(position, best_loss=metrics["loss"], best_step=position.step)
-        if training.keep_best:
-            checkpoints.save_best(module)
-    return position
+    def _step(self) -> None:
+        """One optimiser step. Interrupted, it leaves everything as it was before, random numbers included."""
+        before = random_state()
+        try:
+            if isinstance(self.lesson, FreshEachEpoch):
+                self.lesson.start_epoch(self.position.step // self.plan.steps_per_epoch, self.training.seed)
+            items = self.order.items(self.position.step, self.lesson.n_items)
+            counted = self._gradients(items)
+        except Interrupted:
+            self.optimizer.zero_grad(set_to_none=True)
+            set_random_state(before)
+            raise
+        with self.watch.part("optimizer"):
+            self.norm = self.accelerator.clip_grad_norm_(self.ready.parameters(), self.training.max_grad_norm)
+            self.optimizer.step()
+            self.schedule.step()
+            self.optimizer.zero_grad(set_to_none=True)
+        self.counted = self.counted + counted
+        self.position = replace(self.position, step=self.position.step + 1)
+        self.progress.advance()
 
+    def _gradients(self, items: list[int]) -> Counted:
+        """One optimiser step's gradients, and what this process counted.
 
-def _say_interval(title, step, n_steps, fields, timer, accelerator) -> None:
-    _say(
-        accelerator,
-        f"{title} step {step}/{n_steps} | loss {fields['train/loss']:.4f} | lr {fields['train/learning_rate']:.2e}"
-        f" | {fields['train/tokens_per_second']:,.0f} tokens/s | {peak_memory_gb():.1f} GB"
-        f" | {timer.remaining(step)} left",
-    )
+        The loss is divided by the supervised units of the whole step, over all micro-batches and processes,
+        so that neither accumulation nor the number of processes changes the gradient.
+        """
+        accelerator, lesson = self.accelerator, self.lesson
+        total = lesson.units(items)
+        weight = accelerator.num_processes / total  # data parallelism averages gradients; this makes it a sum
+        counted = Counted(units=total)
+        batches = self._batches(items)
+        if not batches:  # fewer items than processes: take part in the averaging with nothing to say
+            batches, weight = [items[:1]], 0.0
+        loss_sum = torch.zeros((), device=accelerator.device)
+        for number, batch_items in enumerate(batches):
+            with self.watch.part("data"):
+                batch = lesson.collate(batch_items)
+                if weight:
+                    counted.useful += useful_tokens(batch)
+                    counted.places += batch.input_ids.numel()
+                batch = batch.to(accelerator.device)
+            is_last = number == len(batches) - 1
+            with nullcontext() if is_last else accelerator.no_sync(self.ready):
+                with self.watch.part("forward"), accelerator.autocast():
+                    loss = lesson.loss_sum(self.ready, batch, batch_items)
+                with self.watch.part("backward"):
+                    accelerator.backward(loss * weight)
+            if weight:
+                loss_sum += loss.detach()
+        return replace(counted, loss=loss_sum)
 
+    def _batches(self, items: list[int]) -> list[list[int]]:
+        """This process's share of a step's items, as many at once as the device holds."""
+        mine = items[self.accelerator.process_index :: self.accelerator.num_processes]
+        size = int(self.training.batch_size)
+        return [mine[start : start + size] for start in range(0, len(mine), size)]
 
-def _say(accelerator: Accelerator, text: str) -> None:
-    if accelerator.is_main_process:
-        say(text)
+    def _between_steps(self, title: str) -> None:
+        """Log, evaluate and save where that is due and not yet done."""
+        step = self.position.step
+        last = step == self.plan.n_steps
+        if self.counted.units and (step % self.training.logging_steps == 0 or last):
+            self._log_interval(title)
+        if step and self.position.evaluated_step < step and (step % self.eval_steps == 0 or last):
+            self._evaluate(title)
+        if self.saved_step < step and (step % self.save_steps == 0 or last):
+            self._save()
+        if self._asked_to_stop() and not last:
+            raise Interrupted
+
+    def _evaluate(self, title: str) -> dict[str, float]:
+        before = random_state()
+        try:
+            metrics = self._metrics()
+        except Interrupted:
+            set_random_state(before)
+            raise
+        step, watched = self.position.step, self.training.metric_for_best
+        self.log(step=step, **{f"eval/{name}": value for name, value in metrics.items()})
+        shown = " | ".join(f"{name} {value:.4f}" for name, value in metrics.items())
+        self.tell(f"step {step} | tuning: {shown}")
+        self.position = replace(self.position, evaluated_step=step)
+        if is_better(watched, metrics[watched], self.position.best_value):
+            self.position = replace(self.position, best_value=metrics[watched], best_step=step)
+            if self.training.keep_best:
+                with self.watch.part("saving"):
+                    self.checkpoints.save_best(self.module, step)
+        return metrics
+
+    def _metrics(self) -> dict[str, float]:
+        self.module.eval()
+        try:
+            with self.watch.part("evaluation"), whole(self.module):
+                return self.evaluate(self.module)
+        finally:
+            self.module.train()
+
+    def _look_for_the_metric(self) -> None:
+        """Raise InputError before the first step where evaluations do not give what decides which weights are best.
+
+        Every evaluation gives a loss; anything else is looked for in one evaluation of the untrained model.
+        """
+        watched = self.training.metric_for_best
+        if watched == "loss" or self.position.step:
+            return
+        metrics = self._metrics() if watched in HIGHER_IS_BETTER else {}
+        if watched not in metrics:
+            raise refuse(
+                "training.metric_for_best",
+                f"evaluations on this tuning split give no {watched!r}",
+                f"one of {', '.join(metrics) or ', '.join(HIGHER_IS_BETTER)}; auroc needs both classes among its rows",
+            )
+
+    def _save(self) -> None:
+        with self.watch.part("saving"):
+            counted = {name: float(value) for name, value in vars(self.counted).items()}
+            self.checkpoints.save(self.module, self.optimizer, self.schedule, self.position, counted)
+        self.saved_step = self.position.step
+
+    def _asked_to_stop(self) -> bool:
+        """Whether any process was: all must stop after the same step."""
+        if self.alone:
+            return self.request.asked
+        asked = torch.tensor(float(self.request.asked), device=self.accelerator.device)
+        return bool(self.accelerator.reduce(asked, "sum"))
+
+    def _leave(self) -> None:
+        step = self.position.step
+        if self.saved_step < step:
+            self._save()
+        self.log(step=step, event="stopped", signal=self.request.signal)
+        saved = "a checkpoint is saved" if step else "nothing was learnt yet"
+        self.tell(
+            f"stopped by {self.request.signal or 'a signal'} after step {step} of {self.plan.n_steps}; {saved}. "
+            "To go on: the same command with training.resume=true"
+        )
+        raise Stopped
+
+    def _log_interval(self, title: str) -> None:
+        step, n_steps, counted = self.position.step, self.plan.n_steps, self.counted
+        parts = self.watch.seconds()
+        spent = sum(parts.get(part, 0.0) for part in _IN_STEPS)
+        own = [float(counted.loss), counted.useful, counted.places, peak_memory_gb()]
+        gathered = self.accelerator.gather(torch.tensor([own], device=self.accelerator.device, dtype=torch.float64))
+        loss, useful, places, _ = gathered.sum(dim=0).tolist()
+        fields = {
+            "train/loss": loss / counted.units,
+            "train/learning_rate": self.schedule.get_last_lr()[0],
+            "train/grad_norm": float(full(self.norm)) if self.norm is not None else 0.0,
+            "train/tokens_per_second": useful / max(spent - self.seconds_logged, 1e-9),
+            "train/useful_token_share": useful / max(places, 1),
+            "train/peak_memory_gb": float(gathered[:, 3].max()),
+            "train/seconds_left": self.watch.left(step - self.first_step, n_steps - step),
+        }
+        self.seconds_logged, self.counted = spent, Counted()
+        self.log(step=step, **fields)
+        self.tell(
+            f"step {step}/{n_steps} | loss {fields['train/loss']:.4f} | lr {fields['train/learning_rate']:.2e}"
+            f" | {fields['train/tokens_per_second']:,.0f} tokens/s | {fields['train/peak_memory_gb']:.2f} GB"
+            f" | {duration(fields['train/seconds_left'])} left"
+        )
+
+    def _tell_time(self, title: str) -> None:
+        seconds = {name: round(spent, 3) for name, spent in self.watch.seconds().items()}
+        if self.position.step == self.first_step:
+            return
+        self.log(step=self.position.step, **{f"seconds/{name}": spent for name, spent in seconds.items()})
+        if self.accelerator.is_main_process:
+            say_where_time_went(title, seconds)

@@ -2,32 +2,112 @@
 
 from __future__ import annotations
 
-import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import reduce
 from pathlib import Path
 
+import jinja2
+import numpy as np
 import polars as pl
 
+from epicrisis.narrative.coded import coded
 from epicrisis.narrative.lookups import Lookups
+from epicrisis.narrative.resolve import WAYS
+from epicrisis.tracking.run_directory import replacing
 
-SOURCES = ("lookup", "description", "parent", "readable", "raw")
-"""Where a phrase can come from, best first."""
+SOURCES = (*WAYS, "parent", "readable", "raw")
+"""Where a phrase can come from, best first: lookup (a user's table), concept (an OMOP vocabulary download),
+description (the dataset's own), icd10cm (the ICD-10-CM library), parent (any of these, for a parent of the
+code), readable (words inside the code), raw (the code as it is)."""
 
-_COLUMNS = ("split", "vocabulary", "n_events", "n_subjects", "n_codes", *SOURCES, "words")
+EVERY = "*"
+"""Stands for all vocabularies of a split together."""
+
+FEWEST_SUBJECTS = 10
+"""Counts of subjects below this are not shown."""
+
+_TEMPLATE = "coverage_template.html"
+_GROUP = ("split", "vocabulary")
+_BY_SOURCE = tuple(f"subjects_{name}" for name in SOURCES)
+_CODE_COUNTS = ("n_events", "n_subjects")
+_SUBJECT_COUNTS = ("n_subjects", "n_subjects_unread", *_BY_SOURCE)
 
 
-def coverage(events: pl.LazyFrame, lookups: Lookups, splits: pl.DataFrame | None = None) -> pl.DataFrame:
-    """How codes became words.
+@dataclass(frozen=True)
+class CoverageCounts:
+    """What coverage needs to know of a shard. Counts of different shards add up, as each subject is in one."""
 
-    events: subject_id · code. splits: subject_id · split; without it all subjects count as one split,
-    `all`. Returns, sorted: split · vocabulary (`*` is all of them) · n_events · n_subjects · n_codes ·
-    share of events by source (`lookup` … `raw`) · `words`, the share that reads as words (see
-    `reads_as_words`).
+    codes: pl.DataFrame
+    """split · code · n_events · n_subjects."""
+    subjects: pl.DataFrame
+    """split · vocabulary (`*`: all) · n_subjects · n_subjects_unread (with an event that does not read as
+    words) · words (the sum over subjects of the share of their events that does) · subjects_<source> (with an
+    event told from there)."""
+
+    def typed(self) -> CoverageCounts:
+        """The same with the columns in one order and counts in 64 bits, so that tables of shards fit together."""
+        names, sums = pl.col(*_GROUP).cast(pl.String), pl.col("words").cast(pl.Float64)
+        codes = self.codes.select(pl.col("split", "code").cast(pl.String), pl.col(_CODE_COUNTS).cast(pl.Int64))
+        return CoverageCounts(codes, self.subjects.select(names, sums, pl.col(_SUBJECT_COUNTS).cast(pl.Int64)))
+
+
+class CodeWords:
+    """How codes became words, remembered: the codes of one shard are mostly those of the last one."""
+
+    def __init__(self, lookups: Lookups):
+        self._lookups = lookups
+        self._known = self._look_up(pl.Series("code", [], dtype=pl.String))
+
+    def look_up(self, codes: pl.Series) -> pl.DataFrame:
+        """code · vocabulary · source · words, of these codes and perhaps of others."""
+        unmet = codes.filter(~codes.is_in(self._known["code"].implode()))
+        if len(unmet):
+            self._known = pl.concat([self._known, self._look_up(unmet)])
+        return self._known
+
+    def _look_up(self, codes: pl.Series) -> pl.DataFrame:
+        return self._lookups.resolve(codes).select("code", "vocabulary", "source", words=reads_as_words())
+
+
+def coverage_counts(
+    events: pl.DataFrame, words: CodeWords | Lookups, splits: pl.DataFrame | None = None
+) -> CoverageCounts:
+    """The counts of whole subjects' events.
+
+    events: subject_id · code. words: how codes become words; CodeWords where several shards are counted.
+    splits: subject_id · split; without it all subjects count as one split, `all`, and a subject that is not
+    in it as `(none)`.
     """
-    counted = _by_subject_and_code(events, splits)
-    told = lookups.resolve(counted["code"]).select("code", "vocabulary", "source", words=reads_as_words())
-    known = counted.join(told, on="code", how="left")
-    parts = [_summed(known), _summed(known.with_columns(pl.lit("*").alias("vocabulary")))]
-    return pl.concat(parts).sort("split", "vocabulary")
+    words = CodeWords(words) if isinstance(words, Lookups) else words
+    counted = _with_split(_by_subject_and_code(events), splits)
+    codes = counted.group_by("split", "code").agg(n_events=pl.col("events").sum(), n_subjects=pl.len())
+    known = counted.join(words.look_up(codes["code"].unique()), on="code", how="left")
+    subjects = [_by_subject(known), _by_subject(known.with_columns(vocabulary=pl.lit(EVERY)))]
+    return CoverageCounts(codes, pl.concat(subjects)).typed()
+
+
+def merge_counts(parts: Iterable[CoverageCounts]) -> CoverageCounts:
+    """The counts of all shards together. Takes an iterator too, and holds two parts at a time."""
+    return reduce(_add, parts, _NOTHING)
+
+
+def coverage(counts: CoverageCounts, lookups: Lookups) -> pl.DataFrame:
+    """How codes became words, by event and by subject.
+
+    lookups: those that the counts were made with. Returns, sorted: split · vocabulary (`*` is all of them) ·
+    n_events · n_subjects · n_codes · share of events by source (`lookup` … `raw`) · `words`, the share of
+    events that reads as words (see `reads_as_words`) · `words_by_subject`, the average over subjects of that
+    share · n_subjects_unread, subjects with at least one event that does not read as words · share of subjects
+    with at least one event told from a source (`subjects_lookup` … `subjects_raw`).
+    """
+    told = lookups.resolve(counts.codes["code"]).select("code", "vocabulary", "source", words=reads_as_words())
+    known = counts.codes.join(told, on="code", how="left")
+    table = pl.concat([_by_event(known), _by_event(known.with_columns(vocabulary=pl.lit(EVERY)))])
+    table = table.join(counts.subjects.rename({"words": "words_by_subject"}), on=_GROUP, how="left")
+    table = table.with_columns(pl.col("words_by_subject", *_BY_SOURCE) / pl.col("n_subjects"))
+    columns = (*_GROUP, "n_events", "n_subjects", "n_codes", *SOURCES, "words", "words_by_subject")
+    return table.select(*columns, "n_subjects_unread", *_BY_SOURCE).sort(_GROUP)
 
 
 def reads_as_words() -> pl.Expr:
@@ -35,45 +115,101 @@ def reads_as_words() -> pl.Expr:
     return (pl.col("source") != "raw") & pl.col("phrase").str.contains(r"\p{L}{2}")
 
 
-def unresolved(events: pl.LazyFrame, lookups: Lookups, top: int = 50) -> pl.DataFrame:
+def unresolved(counts: CoverageCounts, lookups: Lookups, top: int = 50) -> pl.DataFrame:
     """The codes that do not read as words, most frequent first: code · vocabulary · n_events · n_subjects."""
-    counted = _by_subject_and_code(events, None)
-    told = lookups.resolve(counted["code"]).filter(~reads_as_words()).select("code", "vocabulary")
-    found = counted.join(told, on="code", how="inner")
-    codes = found.group_by("code", "vocabulary").agg(n_events=pl.col("events").sum(), n_subjects=pl.len())
-    return codes.sort(["n_events", "code"], descending=[True, False]).head(top)
+    codes = counts.codes.group_by("code").agg(pl.col("n_events", "n_subjects").sum())
+    told = lookups.resolve(codes["code"]).filter(~reads_as_words()).select("code", "vocabulary")
+    found = codes.join(told, on="code", how="inner").select("code", "vocabulary", "n_events", "n_subjects")
+    return found.sort(["n_events", "code"], descending=[True, False]).head(top)
+
+
+def write_coverage(directory: Path, table: pl.DataFrame, unresolved: pl.DataFrame) -> Path:
+    """Writes coverage.csv, unresolved.csv and the page coverage.html; returns the page's path.
+
+    table: from `coverage`; unresolved: from `unresolved`. In the page and in unresolved.csv, counts that fewer
+    than FEWEST_SUBJECTS subjects stand behind are shown as `<10`.
+    """
+    hidden = _hide_few(unresolved)
+    page = _page(table, hidden)
+    write_csv(table, directory / "coverage.csv")
+    write_csv(hidden, directory / "unresolved.csv")
+    with replacing(directory / "coverage.html") as part:
+        part.write_text(page, encoding="utf-8")
+    return directory / "coverage.html"
 
 
 def write_csv(table: pl.DataFrame, path: Path) -> None:
     """Writes the table whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        table.write_csv(unfinished, float_precision=4)
-        os.replace(unfinished, path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    with replacing(path) as part:
+        table.write_csv(part, float_precision=4)
 
 
-def _by_subject_and_code(events: pl.LazyFrame, splits: pl.DataFrame | None) -> pl.DataFrame:
-    counted = events.group_by("subject_id", "code").agg(pl.len().alias("events")).collect()
+def _by_subject_and_code(events: pl.DataFrame) -> pl.DataFrame:
+    """subject_id · code · events: counted as pairs of small integers, which is several times faster."""
+    (subject, subjects), (code, codes) = coded(events["subject_id"]), coded(events["code"])
+    pairs = pl.Series("pair", subject.astype(np.int64) * max(len(codes), 1) + code)
+    counted = pairs.value_counts(name="events")
+    subject_of, code_of = np.divmod(counted["pair"].to_numpy(), max(len(codes), 1))
+    told = {"subject_id": subjects.gather(subject_of), "code": codes.gather(code_of)}
+    return pl.DataFrame({**told, "events": counted["events"].cast(pl.Int64)})
+
+
+def _with_split(counted: pl.DataFrame, splits: pl.DataFrame | None) -> pl.DataFrame:
     if splits is None:
-        return counted.with_columns(pl.lit("all").alias("split"))
+        return counted.with_columns(split=pl.lit("all"))
     counted = counted.join(splits.select("subject_id", "split"), on="subject_id", how="left")
     return counted.with_columns(pl.col("split").fill_null("(none)"))
 
 
-def _summed(known: pl.DataFrame) -> pl.DataFrame:
+def _by_subject(known: pl.DataFrame) -> pl.DataFrame:
     events = pl.col("events")
-    shares = [(events.filter(pl.col("source") == name).sum() / events.sum()).alias(name) for name in SOURCES]
-    return (
-        known.group_by("split", "vocabulary")
-        .agg(
-            *shares,
-            n_events=events.sum(),
-            n_subjects=pl.col("subject_id").n_unique(),
-            n_codes=pl.col("code").n_unique(),
-            words=events.filter("words").sum() / events.sum(),
-        )
-        .select(*_COLUMNS)
+    each = known.group_by(*_GROUP, "subject_id").agg(
+        *((pl.col("source") == name).any().alias(f"subjects_{name}") for name in SOURCES),
+        words=events.filter("words").sum() / events.sum(),
+        n_subjects_unread=(~pl.col("words")).any(),
+    )
+    return each.group_by(_GROUP).agg(pl.col("words", "n_subjects_unread", *_BY_SOURCE).sum(), n_subjects=pl.len())
+
+
+def _by_event(known: pl.DataFrame) -> pl.DataFrame:
+    events = pl.col("n_events")
+    return known.group_by(_GROUP).agg(
+        *((events.filter(pl.col("source") == name).sum() / events.sum()).alias(name) for name in SOURCES),
+        n_events=events.sum(),
+        n_codes=pl.col("code").n_unique(),
+        words=events.filter("words").sum() / events.sum(),
+    )
+
+
+def _add(one: CoverageCounts, other: CoverageCounts) -> CoverageCounts:
+    codes = pl.concat([one.codes, other.codes]).group_by("split", "code").sum()
+    return CoverageCounts(codes, pl.concat([one.subjects, other.subjects]).group_by(_GROUP).sum()).typed()
+
+
+_NOTHING = CoverageCounts(
+    pl.DataFrame(schema=["split", "code", *_CODE_COUNTS]), pl.DataFrame(schema=[*_GROUP, "words", *_SUBJECT_COUNTS])
+).typed()
+
+
+def _hide_few(table: pl.DataFrame) -> pl.DataFrame:
+    """Counts as text, `<10` for those of fewer subjects, and for their events if these are as few."""
+    few, hidden = pl.col("n_subjects") < FEWEST_SUBJECTS, pl.lit(f"<{FEWEST_SUBJECTS}")
+    few_events = few & (pl.col("n_events") < FEWEST_SUBJECTS)
+    return table.with_columns(
+        n_events=pl.when(few_events).then(hidden).otherwise(pl.col("n_events").cast(pl.String)),
+        n_subjects=pl.when(few).then(hidden).otherwise(pl.col("n_subjects").cast(pl.String)),
+    )
+
+
+def _page(table: pl.DataFrame, unresolved: pl.DataFrame) -> str:
+    loader = jinja2.PackageLoader("epicrisis.narrative", "")
+    settings = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
+    order = pl.col("split").replace_strict({"train": 0, "tuning": 1, "held_out": 2}, default=3)
+    parts = table.sort(order, maintain_order=True).partition_by("split", maintain_order=True)
+    return settings.get_template(_TEMPLATE).render(
+        splits={part["split"][0]: part.to_dicts() for part in parts},
+        sources=SOURCES,
+        unresolved=unresolved.to_dicts(),
+        every=EVERY,
+        fewest=FEWEST_SUBJECTS,
     )

@@ -2,41 +2,63 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import polars as pl
 
-from epicrisis.narrative.lookups import Lookups
+from epicrisis.narrative.book import NUMBER, UNNAMED, Book
 from epicrisis.narrative.patterns import MISSING
 from epicrisis.narrative.resolve import one_line
-from epicrisis.narrative.styles import Style
 
-KEYS = ("code", "numeric_value", "text_value", "unit")
-"""The columns of an event that decide its phrase."""
+MEASURE = r"(?:[<>=~≤≥+-]+ ?)?\.?\d\S*"
+"""A text that a unit may follow: it begins like a number, as `<0.01` and `110/70` do."""
 
 
-def phrase_table(events: pl.DataFrame, lookups: Lookups, style: Style | None = None) -> pl.DataFrame:
-    """The phrase of each distinct code, value and unit among the events, in the words of the style, if any.
+def phrase_rows(keys: pl.DataFrame, book: Book, class_words: Sequence[str] = ()) -> pl.DataFrame:
+    """The phrases of the keys, which `parse` reads back.
 
-    Returns: phrase_id (0, 1, … the row) · code · numeric_value · text_value · unit · phrase · vocabulary ·
-    role.
+    keys: code? · has_number · value_class (int, an index into `class_words`)? · text_value? · unit?. Where there
+        is a number, class and text are not told; where there is a class, the text is not.
 
-    The event's own unit wins over the one inside its code. A unit follows a number (`0.9 mg/dL`, `<0.01
-    ng/mL`, `110/70 mmHg`), never a word. No phrase holds `;`, which separates events, nor a line break: `;`
-    becomes `,` and any run of white space one space.
+    Returns the keys, in their order, with before (the phrase up to the number, or all of it) · after? (the unit
+    after the number) · vocabulary · role. The phrase is `before`, or `{before} {number}`, or `{before} {number}
+    {after}`.
+
+    A number follows its term after a space, or after `: ` where the book says so; anything else after `: `. The
+    event's own unit wins over the one inside its code; it follows numbers and texts like `<0.01`. A text that
+    would be read as something else (`5 days` as a number with a unit, `high` as a class) stands in quotes. No
+    phrase holds `;` or a line break: `;` becomes `,`, and any run of white space one space.
     """
-    keys = events.select(KEYS).unique(maintain_order=True).with_row_index("phrase_id")
-    words = lookups.resolve(keys["code"]).rename({"phrase": "term", "unit": "code_unit"})
-    table = keys.join(words, on="code", how="left", maintain_order="left")
-    table = table.with_columns(pl.coalesce("term", pl.lit("unnamed code")).alias("term"))
-    if style is not None:
-        table = table.with_columns(_styled(style).alias("term"))
-    table = table.with_columns(_phrase().alias("phrase"), pl.col("vocabulary", "role").fill_null(""))
-    return table.select("phrase_id", *KEYS, "phrase", "vocabulary", "role")
+    terms = book.look_up(keys["code"]).rename({"unit": "code_unit"})
+    words = pl.Series(class_words, dtype=pl.String)
+    table = keys.join(terms, on="code", how="left", maintain_order="left").with_columns(
+        pl.col("term").fill_null(UNNAMED),
+        pl.col("colon").fill_null(False),
+        pl.col("vocabulary", "role").fill_null(""),
+        told_unit=pl.coalesce(_telling("unit"), "code_unit"),
+        told_text=_telling("text_value"),
+        told_class=words.gather(keys["value_class"]) if len(words) else pl.lit(None, pl.String),
+    )
+    valued = pl.coalesce("told_class", _text_with_unit(words))
+    plain = pl.col("term") + pl.coalesce(": " + valued, pl.lit(""))
+    numbered = pl.col("term") + pl.when("colon").then(pl.lit(":")).otherwise(pl.lit(""))
+    told = table.with_columns(
+        before=pl.when("has_number").then(numbered).otherwise(plain),
+        after=pl.when("has_number").then("told_unit"),
+    )
+    return told.select(*keys.columns, "before", "after", "vocabulary", "role")
 
 
-def phrase_ids(events: pl.DataFrame, table: pl.DataFrame) -> pl.Series:
-    """Which row of the phrase table tells each event, in the events' order."""
-    ids = table.select("phrase_id", *KEYS)
-    return events.select(KEYS).join(ids, on=KEYS, how="left", nulls_equal=True, maintain_order="left")["phrase_id"]
+def _text_with_unit(class_words: pl.Series) -> pl.Expr:
+    text, unit = pl.col("told_text"), pl.col("told_unit")
+    like_a_number = pl.col("colon") & text.str.contains(rf"^{NUMBER}$")
+    several = text.str.contains(rf"^{MEASURE} ")
+    quoted = like_a_number | several | text.str.starts_with('"') | text.is_in(class_words.implode())
+    # The last quote is to be the text's own.
+    fits = text.str.contains(rf"^{MEASURE}$") & ~(quoted & unit.str.ends_with('"')).fill_null(False)
+    told = pl.when(quoted).then('"' + text + '"').otherwise(text)
+    whole = pl.concat_str(told, pl.when(fits).then(unit), separator=" ", ignore_nulls=True)
+    return pl.when(text.is_not_null()).then(whole)
 
 
 def value_text(numeric: str = "numeric_value", text: str = "text_value") -> pl.Expr:
@@ -51,28 +73,6 @@ def value_text(numeric: str = "numeric_value", text: str = "text_value") -> pl.E
     return pl.coalesce(digits, _telling(text))
 
 
-def _styled(style: Style) -> pl.Expr:
-    short = pl.col("term")
-    for pattern, replacement in style.shortenings:
-        short = short.str.replace_all(pattern, replacement)
-    term = pl.when(short.str.strip_chars() != "").then(short).otherwise("term")
-    prefix = pl.lit(None, dtype=pl.String)
-    for vocabulary, words in style.prefixes:
-        prefix = pl.when(pl.col("vocabulary") == vocabulary).then(pl.lit(words)).otherwise(prefix)
-    # "Demographic Race" needs no second "Race: " from the dataset's description.
-    return pl.coalesce(prefix + " " + term.str.replace(r"^\w+: ", ""), term)
-
-
 def _telling(column: str) -> pl.Expr:
     told = one_line(column)
     return pl.when(~told.is_in(MISSING)).then(told)
-
-
-def _phrase() -> pl.Expr:
-    value = value_text()
-    unit = pl.when(value.str.contains(r"^[<>=~≤≥+-]*\s*\.?\d")).then(pl.coalesce(_telling("unit"), "code_unit"))
-    # "Anion gap 4 9 mEq/L" would be two numbers in a row.
-    colon = (
-        pl.when(pl.col("term").str.contains(r"[\d%]$") & value.is_not_null()).then(pl.lit(":")).otherwise(pl.lit(""))
-    )
-    return pl.concat_str(pl.col("term") + colon, value, unit, separator=" ", ignore_nulls=True)

@@ -1,30 +1,65 @@
-"""How a code finds its words: user's tables → dataset's description → parents → words inside it → raw."""
+"""How a code finds its words.
+
+The user's tables → the vocabulary download's name → the dataset's description → the ICD-10-CM library → parents, each
+by the same ways (`parent_codes`, then the download's hierarchy, then the code cut short) → words inside it → raw.
+"""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import polars as pl
 
+from epicrisis.narrative.athena import Concepts, concept_names
+from epicrisis.narrative.icd10cm import VOCABULARIES, icd10cm_terms
 from epicrisis.narrative.patterns import MISSING, TERM, Pattern, match_codes
 
 MOST_LEVELS = 8
 """How far up `parent_codes` are followed; a hierarchy deeper than that is taken for a cycle."""
 
 
-def resolve_codes(
-    codes: pl.Series, terms: pl.DataFrame, described: pl.DataFrame, patterns: tuple[Pattern, ...]
-) -> pl.DataFrame:
+WAYS = ("lookup", "concept", "description", "icd10cm")
+"""How a code itself may be known, best first: a user's table, the download, the dataset, the library."""
+
+
+@dataclass(frozen=True)
+class Known:
+    """All that has words for codes."""
+
+    terms: pl.DataFrame
+    """table · code · term: the user's."""
+    concepts: Concepts
+    """The vocabulary download's."""
+    described: pl.DataFrame
+    """code · description · parent_codes: the dataset's."""
+    icd10cm: bool
+    """Whether the ICD-10-CM library may be asked."""
+    patterns: tuple[Pattern, ...]
+
+
+def resolve_codes(codes: pl.Series, known: Known) -> pl.DataFrame:
     """code · phrase · unit? · source · vocabulary · role per distinct code; see `Lookups.resolve`.
 
     A term that a user's table gives for the whole code is the phrase, word for word. A term found by the
-    bare code inside it, a description or a parent's term is laid into the pattern's template.
+    bare code inside it, a name, a description or a parent's term is laid into the pattern's template.
     """
     distinct = codes.cast(pl.String).drop_nulls().unique(maintain_order=True).rename("code")
-    chain = _Chain(terms, described, patterns)
-    matched = match_codes(distinct, patterns)
-    known = pl.concat([found := chain.known(matched), chain.inherited(matched, found)])
-    told = matched.join(known, on="code", how="left").with_columns(_phrase_and_source())
+    chain = _Chain(known)
+    matched = match_codes(distinct, known.patterns)
+    worded = pl.concat([found := chain.known(matched), chain.inherited(matched, found)])
+    told = matched.join(worded, on="code", how="left").with_columns(_phrase_and_source())
     ordered = distinct.to_frame().join(told, on="code", how="left", maintain_order="left")
     return ordered.select("code", one_line("phrase"), one_line("unit"), "source", "vocabulary", "role")
+
+
+def concepts_of_interest(codes: pl.Series, described: pl.DataFrame, patterns: tuple[Pattern, ...]) -> pl.Series:
+    """The names under which a vocabulary download may know these codes and their parents."""
+    parents = described["parent_codes"].explode().drop_nulls()
+    named = pl.concat([codes.cast(pl.String), parents]).drop_nulls().unique().rename("code")
+    matched = match_codes(named, patterns)
+    shortened = _truncations(matched)["parent"].unique().rename("code")
+    whole = [concept_names(matched), concept_names(match_codes(shortened, patterns))]
+    return pl.concat(whole)["concept"].unique()
 
 
 def _phrase_and_source() -> list[pl.Expr]:
@@ -65,40 +100,57 @@ def one_line(column: str) -> pl.Expr:
 
 
 class _Chain:
-    """The tables, and the three ways in which a code itself, or a parent of it, is known to them."""
+    """What is known, and the ways in which a code itself, or a parent of it, is known to it."""
 
-    def __init__(self, terms: pl.DataFrame, described: pl.DataFrame, patterns: tuple[Pattern, ...]):
-        self.terms, self.described, self.patterns = terms, described, patterns
+    def __init__(self, known: Known):
+        self.terms, self.concepts, self.described = known.terms, known.concepts, known.described
+        self.icd10cm, self.patterns = known.icd10cm, known.patterns
 
     def known(self, matched: pl.DataFrame) -> pl.DataFrame:
-        """code · term · source · whole, for those of the codes that a table or the dataset has words for."""
+        """code · term · source · whole, for those of the codes that something has words for."""
         tables = self.terms.filter(pl.col("table") != "region")
         whole = tables.unique(["code"], keep="first", maintain_order=True)
-        described = self.described.select("code", description="description")
-        names = matched.select("code", "table", bare="key", plain=_undotted(), full=_qualified())
+        names = matched.select("code", "table", "vocabulary", bare="key", plain=_undotted(), full=_qualified())
         found = names.join(whole.select("code", whole_term="term"), on="code", how="left")
         found = found.join(whole.select(full="code", full_term="term"), on="full", how="left")
         for name in ("bare", "plain"):
             bare = self.terms.select("table", pl.col("code").alias(name), term=pl.col("term"))
             bare = bare.rename({"term": f"{name}_term"})
             found = found.join(bare, on=["table", name], how="left")
-        found = found.join(described, on="code", how="left")
-        by_table = pl.coalesce("whole_term", "full_term", "bare_term", "plain_term")
+        found = found.with_columns(lookup=pl.coalesce("whole_term", "full_term", "bare_term", "plain_term"))
+        concepts = _by_concept(matched, self.concepts.names).rename({"term": "concept"})
+        found = found.join(concepts, on="code", how="left")
+        found = found.join(self.described.select("code", "description"), on="code", how="left")
+        found = found.join(self._in_library(found), on="code", how="left")
+        source = [pl.when(pl.col(way).is_not_null()).then(pl.lit(way)) for way in WAYS]
         return found.select(
             "code",
-            term=pl.coalesce(by_table, "description"),
-            source=pl.when(by_table.is_not_null()).then(pl.lit("lookup")).otherwise(pl.lit("description")),
+            term=pl.coalesce(WAYS),
+            source=pl.coalesce(source),
             whole=pl.col("whole_term").is_not_null(),
         ).drop_nulls("term")
 
     def inherited(self, matched: pl.DataFrame, found: pl.DataFrame) -> pl.DataFrame:
         """code · term · source · whole, from the nearest parent that is known, for codes not in `found`."""
         orphans = matched.join(found, on="code", how="anti")
-        by_parents = self._up_the_parents(orphans)
-        orphans = orphans.join(by_parents, on="code", how="anti")
-        by_truncation = self._nearest(_truncations(orphans))
-        parts = [part.select("code", "term") for part in (by_parents, by_truncation)]
+        parts = []
+        for climb in (self._up_the_parents, self._up_the_concepts, self._up_the_code):
+            parts.append(climb(orphans).select("code", "term"))
+            orphans = orphans.join(parts[-1], on="code", how="anti")
         return pl.concat(parts).with_columns(source=pl.lit("parent"), whole=pl.lit(False))
+
+    def _in_library(self, found: pl.DataFrame) -> pl.DataFrame:
+        """code · icd10cm: the library's descriptions of the ICD-10-CM codes that nothing else knows."""
+        unknown = pl.all_horizontal(pl.col("lookup", "concept", "description").is_null())
+        asked = found.filter(unknown & pl.col("vocabulary").is_in(VOCABULARIES)).drop_nulls("bare")
+        described = icd10cm_terms(asked["bare"].unique() if self.icd10cm else asked["bare"].clear())
+        return asked.join(described.rename({"code": "bare", "term": "icd10cm"}), on="bare").select("code", "icd10cm")
+
+    def _up_the_concepts(self, orphans: pl.DataFrame) -> pl.DataFrame:
+        return _by_concept(orphans, self.concepts.ancestors)
+
+    def _up_the_code(self, orphans: pl.DataFrame) -> pl.DataFrame:
+        return self._nearest(_truncations(orphans))
 
     def _up_the_parents(self, orphans: pl.DataFrame) -> pl.DataFrame:
         links = self.described.select("code", parent="parent_codes").explode("parent").drop_nulls()
@@ -120,6 +172,14 @@ class _Chain:
         terms = self.known(match_codes(names, self.patterns)).select(parent="code", term="term")
         told = parents.join(terms, on="parent", how="inner").sort("code", "distance")
         return told.unique(["code"], keep="first", maintain_order=True).select("code", "term")
+
+
+def _by_concept(matched: pl.DataFrame, names: pl.DataFrame) -> pl.DataFrame:
+    """code · term of the codes that the names (concept · term) know."""
+    if names.is_empty():
+        return pl.DataFrame(schema={"code": pl.String, "term": pl.String})
+    found = concept_names(matched).join(names, on="concept", how="inner").sort("rank", maintain_order=True)
+    return found.unique(["code"], keep="first", maintain_order=True).select("code", "term")
 
 
 def _undotted() -> pl.Expr:

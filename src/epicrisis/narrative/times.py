@@ -63,6 +63,67 @@ def code_words(code: str) -> pl.Expr:
     return pl.when(pl.col(code) > 0).then(count.cast(pl.String) + " " + unit + plural)
 
 
+def told_distances(words: pl.Series) -> pl.DataFrame:
+    """words · at_least · below: which durations `code_words` tells as these; null for any other words."""
+    shape = rf"^(?P<count>\d{{1,4}}) (?P<unit>{'|'.join(step.name for step in STEPS)})s?$"
+    found = pl.col("words").str.extract_groups(shape)
+    units = {step.name: _microseconds(step.unit) for step in STEPS}
+    ends = {step.name: _microseconds(step.below) if step.below else None for step in STEPS}
+    table = (
+        words.rename("words")
+        .to_frame()
+        .with_columns(
+            count=found.struct.field("count").cast(pl.Int64),
+            unit=found.struct.field("unit").replace_strict(units, return_dtype=pl.Int64),
+            end=found.struct.field("unit").replace_strict(ends, return_dtype=pl.Int64),
+        )
+    )
+    low, high = pl.col("count") * pl.col("unit"), (pl.col("count") + 1) * pl.col("unit")
+    # From 8 weeks on, below 9, months are counted; 40 hours, which nobody tells, are 40 hours all the same.
+    below = pl.when(pl.col("end") > low).then(pl.min_horizontal(high, "end")).otherwise(high)
+    return table.select("words", at_least=low.cast(pl.Duration("us")), below=below.cast(pl.Duration("us")))
+
+
+def told_before(words: pl.Series) -> pl.DataFrame:
+    """words · at_least · below: how long before the prediction time `3 months before` and `last hour` are."""
+    table = told_distances(words.str.strip_suffix(" before")).with_columns(words.rename("words"))
+    table = _none_unless(table, pl.col("words").str.ends_with(" before"))
+    last = pl.col("words") == "last hour"
+    return table.with_columns(
+        at_least=pl.when(last).then(pl.lit(timedelta(0))).otherwise("at_least"),
+        below=pl.when(last).then(pl.lit(HOUR)).otherwise("below"),
+    )
+
+
+def told_gaps(words: pl.Series, labels: tuple[GapLabel, ...]) -> pl.DataFrame:
+    """words · at_least · below?: the gaps that `gap_words` tells as these; null for any other words.
+
+    A label without an end has no `below`. Of labels with one term, the gaps of any of them.
+    """
+    table = told_distances(words.str.strip_suffix(" later")).with_columns(words.rename("words"))
+    table = _none_unless(table, pl.col("words").str.ends_with(" later"))
+    ends = pl.DataFrame(
+        {
+            "words": pl.Series([label.term for label in labels], dtype=pl.String),
+            "low": pl.Series([label.low for label in labels], dtype=pl.Duration("us")),
+            "high": pl.Series([label.high for label in labels], dtype=pl.Duration("us")),
+        }
+    )
+    open_end = pl.col("high").is_null().any()
+    merged = ends.group_by("words").agg(pl.col("low").min(), pl.when(~open_end).then(pl.col("high").max()))
+    found = table.join(merged, on="words", how="left", maintain_order="left")
+    labelled = pl.col("low").is_not_null()
+    return found.select(
+        "words",
+        at_least=pl.coalesce("low", "at_least"),
+        below=pl.when(labelled).then("high").otherwise("below"),
+    )
+
+
+def _none_unless(table: pl.DataFrame, condition: pl.Expr) -> pl.DataFrame:
+    return table.with_columns(pl.when(condition).then(pl.col("at_least", "below")))
+
+
 def _microseconds(duration: timedelta) -> int:
     return duration // timedelta(microseconds=1)
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from epicrisis.settings.adapter_checks import adapter_problems
 from epicrisis.settings.problems import Problem
 from epicrisis.settings.schema import Settings
+from epicrisis.settings.watched import HIGHER_IS_BETTER, WATCHED
 
 _FILE_KEYS = (
     "meds_dir",
@@ -18,13 +20,25 @@ _FILE_KEYS = (
     "lab_lookup_filepath",
     "region_lookup_filepath",
     "time_lookup_filepath",
+    "concept_filepath",
+    "codes_filepath",
     "oracle_dir",
 )
 
 
 def combination_problems(settings: Settings) -> list[Problem]:
     """Settings that are each valid and together impossible."""
-    return _data_problems(settings) + _model_problems(settings) + _training_problems(settings)
+    return (
+        _data_problems(settings)
+        + _model_problems(settings)
+        + _asking_problems(settings)
+        + adapter_problems(settings)
+        + _record_problems(settings)
+        + _prepare_problems(settings)
+        + _training_problems(settings)
+        + _generation_problems(settings)
+        + _optimisation_problems(settings)
+    )
 
 
 def missing_file_problems(settings: Settings) -> list[Problem]:
@@ -34,6 +48,11 @@ def missing_file_problems(settings: Settings) -> list[Problem]:
         path: Path | None = getattr(settings.data, key)
         if path is not None and not path.exists():
             problems.append(Problem(f"data.{key}", f"{path} does not exist", "check the path, or make the data first"))
+    named = {"model.fused": settings.model.fused, "lora.new_code_tokens": settings.lora.new_code_tokens}
+    named |= {f"fuse.adapters[{number}]": path for number, path in enumerate(settings.fuse.adapters)}
+    for where, path in named.items():
+        if path is not None and not path.exists():
+            problems.append(Problem(where, f"{path} does not exist", "check the path"))
     adapter = settings.model.clinical_adapter
     if adapter is not None and not adapter.exists():
         problems.append(
@@ -79,7 +98,8 @@ def _model_problems(settings: Settings) -> list[Problem]:
         problems.append(Problem("model.pooling", "answers are read off the last token only", "set model.head: score"))
     if len(set(model.answers)) != len(model.answers) or len(model.answers) < 2:
         problems.append(Problem("model.answers", "answers must be two or more, all different", "e.g. [no, yes]"))
-    if model.num_classes and settings.arm == "llm" and model.num_classes != len(model.answers):
+    asked_in_words = settings.arm == "llm" and model.head == "label_tokens"
+    if model.num_classes and asked_in_words and model.num_classes != len(model.answers):
         problems.append(
             Problem(
                 "model.answers",
@@ -93,6 +113,58 @@ def _model_problems(settings: Settings) -> list[Problem]:
                 "narrative.max_tokens",
                 f"{settings.narrative.max_tokens} leaves no room within model.max_length {model.max_length}",
                 "make it smaller than model.max_length, or leave it out",
+            )
+        )
+    return problems
+
+
+def _asking_problems(settings: Settings) -> list[Problem]:
+    model, problems = settings.model, []
+    for part in ("{narrative}", "{question}"):
+        if model.prompt.count(part) != 1:
+            what = f"holds {part} {model.prompt.count(part)} times"
+            problems.append(Problem("model.prompt", what, "write it once"))
+    if model.prior_correction and settings.training.class_weights == "none":
+        what = "training sees the classes' true shares already"
+        problems.append(Problem("model.prior_correction", what, "set training.class_weights, or leave it out"))
+    if model.answer_mass and model.head == "score":
+        what = "a score head gives no answer in words"
+        problems.append(Problem("model.answer_mass", what, "set model.head: label_tokens, or leave it out"))
+    if settings.training.framework == "unsloth" and model.attn_implementation not in ("auto", "sdpa"):
+        what = "Unsloth chooses its attention by itself"
+        problems.append(Problem("model.attn_implementation", what, "leave it out, or set training.framework: peft"))
+    return problems
+
+
+def _prepare_problems(settings: Settings) -> list[Problem]:
+    prepare = settings.prepare
+    if prepare.scheduler and prepare.executor != "dask":
+        return [Problem("prepare.scheduler", "only dask has one", "set prepare.executor: dask, or leave it out")]
+    if prepare.scheduler and prepare.workers:
+        return [Problem("prepare.workers", "a running scheduler has its own workers", "leave one of the two out")]
+    return []
+
+
+def _record_problems(settings: Settings) -> list[Problem]:
+    narrative, problems = settings.narrative, []
+    if narrative.records == "whole" and settings.stage == "classify":
+        problems.append(
+            Problem(
+                "narrative.records",
+                "whole records are cut into windows, and a classifier reads one",
+                "set narrative.records: latest, or stage: pretrain",
+            )
+        )
+    if narrative.records == "whole" and narrative.max_tokens:
+        problems.append(
+            Problem("narrative.max_tokens", "whole records have no budget", "leave it out, or set records: latest")
+        )
+    if narrative.records == "latest" and narrative.repeat_header:
+        problems.append(
+            Problem(
+                "narrative.repeat_header",
+                "the latest events fit one window, so no other could begin with the header",
+                "set narrative.records: whole, or leave it out",
             )
         )
     return problems
@@ -115,4 +187,49 @@ def _training_problems(settings: Settings) -> list[Problem]:
         problems.append(
             Problem("benchmark.reference", f"no arm is called {settings.benchmark.reference!r}", f"one of {names}")
         )
+    return problems
+
+
+def _optimisation_problems(settings: Settings) -> list[Problem]:
+    training, problems = settings.training, []
+    if training.effective_batch_size is not None and training.gradient_accumulation_steps != 1:
+        what = "effective_batch_size says how many sequences make a step already"
+        problems.append(Problem("training.gradient_accumulation_steps", what, "keep one of the two"))
+    if training.batch_size == "auto" and training.effective_batch_size is None:
+        what = "is looked for, and nothing says how many sequences make an optimiser step"
+        problems.append(Problem("training.batch_size", what, "set training.effective_batch_size, e.g. 32"))
+    if training.quant_storage != "uint8" and not training.load_in_4bit:
+        what = "only 4-bit weights are packed"
+        problems.append(Problem("training.quant_storage", what, "leave it out, or set training.load_in_4bit: true"))
+    watched = WATCHED.get(settings.stage or "", tuple(HIGHER_IS_BETTER))
+    if settings.arm == "llm" and training.metric_for_best not in watched:
+        what = f"{training.metric_for_best!r} is not evaluated in the stage {settings.stage}"
+        problems.append(Problem("training.metric_for_best", what, f"one of {', '.join(watched)}"))
+    return problems
+
+
+def _generation_problems(settings: Settings) -> list[Problem]:
+    generation, problems = settings.generation, []
+    futures, answers = generation.mode == "futures", generation.mode == "answer"
+    if futures and not generation.targets:
+        fix = "give a list of {name, codes, horizon_days}"
+        problems.append(Problem("generation.targets", "futures are sampled, and nothing is looked for in them", fix))
+    names = [target.name for target in generation.targets]
+    if len(set(names)) < len(names):
+        problems.append(Problem("generation.targets", "two targets have the same name", "give each its own"))
+    if futures and generation.temperature == 0:
+        problems.append(
+            Problem("generation.temperature", "at 0 all futures of a row are the same one", "leave it out (1)")
+        )
+    if futures and generation.stop:
+        what = "a future ends at the horizon, not at a string"
+        problems.append(Problem("generation.stop", what, "leave it out, or set generation.mode: continue"))
+    if generation.constrained and not answers:
+        what = "only answers have a list of what may be written"
+        problems.append(Problem("generation.constrained", what, "leave it out, or set generation.mode: answer"))
+    if any(not string for string in generation.stop):
+        problems.append(Problem("generation.stop", "one of the strings is empty", "remove it"))
+    if generation.engine == "vllm" and answers:
+        what = "vllm does not write answers here: their probabilities need every answer scored"
+        problems.append(Problem("generation.engine", what, "set generation.engine: transformers"))
     return problems

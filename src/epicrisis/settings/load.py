@@ -114,7 +114,8 @@ def _explain(key: tuple[int | str, ...], details: Sequence[Any]) -> Problem:
 def _key_of(loc: Sequence[int | str]) -> tuple[int | str, ...]:
     """The key that an error is about: `loc` goes deeper, into the items and the admitted types of its value."""
     depth = 1 if loc[0] in ("arm", "stage") else 2
-    return tuple(loc[: 4 if loc[:2] == ("benchmark", "arms") else depth])
+    in_list = loc[:2] in (("benchmark", "arms"), ("generation", "targets"))
+    return tuple(loc[: 4 if in_list else depth])
 
 
 def _without(tree: dict[str, Any], keys: Sequence[tuple[int | str, ...]]) -> dict[str, Any]:

@@ -28,6 +28,10 @@ class InputError(Exception):
         self.problems = [problems] if isinstance(problems, Problem) else list(problems)
         super().__init__("\n".join(str(problem) for problem in self.problems))
 
+    def __reduce__(self) -> tuple[type[InputError], tuple[list[Problem]]]:
+        """So that it comes whole out of another process."""
+        return type(self), (self.problems,)
+
 
 def refuse(where: str, what: str, fix: str) -> InputError:
     """The error for a single problem, to be raised by the caller: `raise refuse(...)`."""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -24,17 +25,29 @@ class ModelSettings(Section):
     num_classes: int | None = Field(None, ge=2)
     """Where given, the number of classes that the task must have."""
     head: Literal["label_tokens", "score"] = "label_tokens"
-    """Classify by the answers' token log-probabilities, or by a linear head on the last hidden state."""
+    """Classify by the answers' token log-probabilities, or by a linear head on hidden states (multilabel: this one)."""
     pooling: Literal["last", "mean"] = "last"
     """What the score head reads: the last token's hidden state, or the average over the sequence."""
     question: str = "Will the outcome happen?"
     """Asked after the narrative; never truncated."""
+    prompt: str = "{narrative}\n\nQuestion: {question}\nAnswer:"
+    """What a narrative is asked in; holds {narrative} and {question} once each. Narratives alone are ever cut."""
+    chat_template: bool = False
+    """Lay the prompt into the tokenizer's chat template, as a user's turn; for instruction-tuned bases."""
     answers: tuple[str, ...] = ("no", "yes")
-    """One word per class, in class order; each must begin with a token of its own."""
+    """One answer per class, in class order; cheapest where each begins with a token of its own."""
+    answer_mass: bool = False
+    """Log on tuning how much of the whole vocabulary's probability the answers have (`answer_mass`)."""
+    prior_correction: bool = False
+    """Give probabilities for the train rows' own shares of classes, where training.class_weights made it see others."""
+    attn_implementation: Literal["auto", "sdpa", "eager", "flex_attention", "flash_attention_2"] = "auto"
+    """What computes attention; `auto` is FlashAttention on a GPU that has it installed, else SDPA."""
     clinical_adapter: Path | None = None
     """A finished pretraining run (or adapter folder) whose adapter lies under the downstream one."""
     clinical_trainable: bool = False
     """Whether the clinical adapter goes on learning while the downstream adapter is trained."""
+    fused: Path | None = None
+    """What `fuse` wrote; `predict` answers with it in place of the run's own adapters."""
     cache_dir: Path | None = None
     """Where embedded bases are kept; by default $EPICRISIS_CACHE, else ~/.cache/epicrisis."""
 
@@ -66,6 +79,12 @@ class DataSettings(Section):
     """regionid,Description; the shipped table where not given."""
     time_lookup_filepath: Path | None = None
     """code,term for time intervals; the shipped table where not given."""
+    concept_filepath: Path | None = None
+    """CONCEPT.csv of an OMOP vocabulary download (Athena); the hierarchy is used where it lies in the same folder."""
+    codes_filepath: Path | None = None
+    """A Parquet file like MEDS metadata/codes.parquet (code, description, parent_codes), which goes before that one."""
+    icd10cm: bool = True
+    """Look ICD-10-CM codes that nothing else knows up in simple-icd-10-cm: some two seconds at the first of them."""
     oracle_dir: Path | None = None
     """True risks of a synthetic cohort (subject_id, prediction_time, true_risk), for the arm `oracle`."""
 
@@ -74,11 +93,28 @@ class NarrativeSettings(Section):
     """How a history is told."""
 
     style: str = "timeline"
-    """`timeline` or `flat`."""
+    """`timeline`, `flat`, `recent_unique` or `visits`; docs/narratives.md shows each."""
     dates: Literal["relative", "gap", "calendar"] = "relative"
     """Times told back from the prediction time, as gaps between events, or as calendar dates."""
+    values: Literal["raw", "words", "deciles"] = "raw"
+    """Numbers told as they are, or as classes fitted on train: `words` (very low to very high) or `deciles`."""
     max_tokens: int | None = Field(None, ge=16)
     """Token budget of a narrative: header and latest events stay. By default what model.max_length leaves."""
+    records: Literal["latest", "whole"] = "latest"
+    """`whole` (pretraining only): no budget; longer records are cut into windows, elsewhere in each epoch."""
+    repeat_header: bool = False
+    """With records: whole, later windows begin with their record's header (up to half a window), which is only read."""
+
+
+class PrepareSettings(Section):
+    """Where narratives and token ids are made; what is made does not depend on it."""
+
+    executor: Literal["local", "dask"] = "local"
+    """`local`: processes of this machine; `dask`: workers of a Dask cluster that see the same files."""
+    workers: int | None = Field(None, ge=1)
+    """Processes on this machine; by default as many as there are cores and work for."""
+    scheduler: str | None = None
+    """Address of a Dask scheduler (tcp://host:8786); without one, dask starts its own workers here."""
 
 
 class LoraSettings(Section):
@@ -94,6 +130,22 @@ class LoraSettings(Section):
     """Module names that get an adapter; `all-linear` is every linear layer but the output head."""
     use_rslora: bool = False
     """Scale by alpha/sqrt(r) instead of alpha/r."""
+    method: Literal["lora", "adalora", "prefix", "prompt", "p_tuning", "none"] = "lora"
+    """How the base is adapted. All but lora are for comparing pretraining; `none` classifies without a new adapter."""
+    initial_r: int | None = Field(None, ge=1)
+    """AdaLoRA: rank before ranks are shared out to an average of `r`; by default half as much again as `r`."""
+    virtual_tokens: int = Field(20, ge=1)
+    """prefix, prompt, p_tuning: trained tokens (prefix: keys and values) before every narrative."""
+    encoder_hidden_size: int = Field(128, ge=1)
+    """p_tuning: width of the network that makes the virtual tokens."""
+    use_dora: bool = False
+    """Train each weight's length apart from its direction (DoRA): slower, and never fused but by merging."""
+    init_lora_weights: Literal["default", "gaussian", "loftq", "pissa"] = "default"
+    """How an adapter begins: doing nothing (default, gaussian), or mending the 4-bit rounding (loftq)."""
+    modules_to_train: tuple[Literal["embeddings", "head"], ...] = ()
+    """Token embedding and output layer trained in full and saved with the adapter; tied ones only both at once."""
+    new_code_tokens: Path | None = None
+    """A CSV (token,description) of tokens to add, each begun as the mean of its description's tokens."""
 
 
 class TrainingSettings(Section):
@@ -111,12 +163,22 @@ class TrainingSettings(Section):
     """Passes over the train rows (pretraining: over their packed windows)."""
     max_steps: int | None = Field(None, ge=1)
     """Stop after this many optimiser steps, whatever `epochs` says."""
-    batch_size: int = Field(4, ge=1)
-    """The most sequences that a device holds at once."""
+    batch_size: Annotated[int, Field(ge=1)] | Literal["auto"] = 4
+    """The most sequences that a device holds at once; `auto` looks for it, given effective_batch_size."""
     gradient_accumulation_steps: int = Field(1, ge=1)
     """batch_size x this many sequences make one optimiser step, whatever the number of processes."""
+    effective_batch_size: int | None = Field(None, ge=1)
+    """Sequences per optimiser step, in place of gradient_accumulation_steps."""
+    group_by_length: bool = True
+    """Documents of like lengths together where they are not packed (classification): far less padding."""
+    optimizer: Literal["adamw", "adamw_8bit", "paged_adamw_8bit"] = "adamw"
+    """AdamW, with states in 8 bits (a quarter of their memory), or with those moved to RAM when a GPU is short."""
     learning_rate: float = Field(2e-4, gt=0)
     """At its highest, after the warm-up."""
+    embedding_learning_rate: float | None = Field(None, gt=0)
+    """Of the token embedding, the output layer and new tokens; `learning_rate` where not given."""
+    class_weights: Literal["none", "balanced"] | tuple[Annotated[float, Field(gt=0)], ...] = "none"
+    """Weights of classes in the loss: `balanced`, or one each in class order (multilabel: of rows that have it)."""
     weight_decay: float = Field(0.0, ge=0)
     """AdamW's."""
     warmup_steps: int | None = Field(None, ge=0)
@@ -131,6 +193,8 @@ class TrainingSettings(Section):
     """Recompute activations in the backward pass: less memory, about a third more time."""
     load_in_4bit: bool = True
     """NF4 with double quantisation (QLoRA)."""
+    quant_storage: Literal["uint8", "bfloat16", "float16", "float32"] = "uint8"
+    """What packed 4-bit weights are stored as; to be sharded (FSDP) it must be the compute precision."""
     fp16: bool = False
     """Half-precision compute, for GPUs without bfloat16; excludes bf16: true."""
     bf16: bool | Literal["auto"] = "auto"
@@ -142,9 +206,11 @@ class TrainingSettings(Section):
     save_steps: int | None = Field(None, ge=1)
     """Steps between checkpoints; at each evaluation where not given."""
     save_total_limit: int = Field(2, ge=1)
-    """Latest checkpoints kept."""
+    """Latest checkpoints kept, and the best weights beside them."""
     keep_best: bool = True
-    """End with the weights of the lowest tuning loss rather than the last ones."""
+    """End with the weights that did best on tuning rather than the last ones."""
+    metric_for_best: str = "loss"
+    """What is best: `loss` or `perplexity` (pretrain), `loss` or `auroc` (classify), on tuning."""
     seed: int = 0
     """Of adapters, data order, matching and resampling: the same seed repeats the run."""
 
@@ -199,6 +265,69 @@ class WandbSettings(Section):
     """Online where WANDB_API_KEY is set, else offline."""
 
 
+VALUE = re.compile(r"^(?P<compare><=|>=|<|>) ?(?P<number>[+-]?(?:\d+\.?\d*|\.\d+))(?: (?P<unit>\S.*))?$")
+"""A condition on a value: `> 7.0`, `<= 3.5 mmol/L`."""
+
+
+class TargetSettings(Section):
+    """What is looked for in sampled futures: the first event of any of these codes, within the horizon."""
+
+    name: str
+    """What the tables call it."""
+    codes: tuple[str, ...] = Field(min_length=1)
+    """Codes as in the data; one that ends in `*` stands for all that begin so: `ICD10CM//I21*`."""
+    value: str | None = Field(None, pattern=VALUE.pattern)
+    """Only events with such a value: `> 7.0`, or with its unit as it is told, `> 7.0 mmol/L`."""
+    horizon_days: float = Field(gt=0)
+    """Days from the prediction time within which it must come."""
+
+
+class GenerationSettings(Section):
+    """What `generate` has a finished run write, and how; docs/generation.md explains the modes."""
+
+    run: Path | None = None
+    """The run directory of a finished run of a language model; its config.yaml underlies this one."""
+    mode: Literal["answer", "continue", "futures"] = "answer"
+    """An answer in words, the narrative continued, or the risks of `targets` from sampled futures."""
+    engine: Literal["transformers", "vllm"] = "transformers"
+    """What writes; vllm serves a base in 16 bits with one adapter, and does not write answers."""
+    n_samples: int = Field(20, ge=1)
+    """Continuations of each row; answers are one."""
+    max_new_tokens: int | None = Field(None, ge=1)
+    """The most tokens written; by default 256, in answers four more than the longest answer has."""
+    temperature: float | None = Field(None, ge=0)
+    """0 always writes the likeliest token; by default 0 for answers, else 1, at which risks mean what they say."""
+    top_p: float = Field(1.0, gt=0, le=1)
+    """Draw from the likeliest tokens with this much probability together; below 1, rare events become rarer."""
+    top_k: int | None = Field(None, ge=1)
+    """Draw from this many likeliest tokens; rare events become rarer."""
+    stop: tuple[str, ...] = ()
+    """Strings that end what is written, and are left out of it; in answers a line break where not given."""
+    constrained: bool = False
+    """Answers: write nothing but one of model.answers."""
+    may_end: bool = False
+    """Futures: whether one may end; records cut at the prediction time teach a model to end there."""
+    batch_size: int = Field(64, ge=1)
+    """Continuations written at once."""
+    max_rows: int | None = Field(None, ge=1)
+    """So many rows of the split, chosen by training.seed; all where not given."""
+    targets: tuple[TargetSettings, ...] = ()
+    """Futures: what is looked for."""
+
+
+class FuseSettings(Section):
+    """How `fuse` makes one thing of several adapters."""
+
+    adapters: tuple[Path, ...] = ()
+    """Adapter folders, in order; the finished run's clinical and downstream adapter where not given."""
+    mode: str = Field("stack", pattern=r"^(stack|cat|merge16|ties|dare|svd:[1-9][0-9]*)$")
+    """`stack`, `cat` (one exact adapter), `merge16` (16-bit weights); ablations: `ties`, `dare`, `svd:<rank>`."""
+    density: float = Field(0.5, gt=0, le=1)
+    """ties and dare: the share of values that is kept."""
+    output_dir: Path | None = None
+    """The folder to write, new or empty; `fused/<mode>` in the run directory where not given."""
+
+
 class ArmSettings(Section):
     """One arm of a benchmark: a name and what differs from the rest of the file."""
 
@@ -227,11 +356,14 @@ class Settings(Section):
     model: ModelSettings = ModelSettings()
     data: DataSettings = DataSettings()
     narrative: NarrativeSettings = NarrativeSettings()
+    prepare: PrepareSettings = PrepareSettings()
     lora: LoraSettings = LoraSettings()
     training: TrainingSettings = TrainingSettings()
     tabular: TabularSettings = TabularSettings()
     evaluation: EvaluationSettings = EvaluationSettings()
     synthetic: SyntheticSettings = SyntheticSettings()
+    generation: GenerationSettings = GenerationSettings()
+    fuse: FuseSettings = FuseSettings()
     wandb: WandbSettings = WandbSettings()
     benchmark: BenchmarkSettings = BenchmarkSettings()
 

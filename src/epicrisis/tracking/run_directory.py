@@ -32,7 +32,7 @@ PRODUCTS = (
     "predictions",
     "plots",
 )
-PRODUCTS_OF_TRAINING = ("checkpoints", "adapters", "stamps")
+PRODUCTS_OF_TRAINING = ("checkpoints", "adapters", "fused", "stamps")
 PACKAGES = (
     *(
         "epicrisis",

@@ -15,9 +15,19 @@ class Backend(Protocol):
     """What a library must do to be `training.framework`."""
 
     def load_base(
-        self, source: str, *, load_in_4bit: bool, dtype: torch.dtype, device: torch.device, max_length: int
+        self,
+        source: str,
+        *,
+        load_in_4bit: bool,
+        dtype: torch.dtype,
+        device: torch.device,
+        max_length: int,
+        attention: str = "sdpa",
     ) -> PreTrainedModel:
-        """The frozen base model on one device, in NF4 with double quantisation or in `dtype`."""
+        """The frozen base model on one device, in NF4 with double quantisation or in `dtype`.
+
+        attention: an implementation that transformers knows (see llm/attention.py).
+        """
         ...
 
     def attach(self, model: PreTrainedModel, name: str, lora: LoraSettings, seed: int) -> PeftModel:

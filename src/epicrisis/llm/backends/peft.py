@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
 
+from epicrisis.llm.loftq import mend_rounding
+from epicrisis.llm.methods import adapter_config
+from epicrisis.llm.trained_modules import keep_in_float32
 from epicrisis.settings.schema import LoraSettings
 
 
@@ -13,21 +16,32 @@ class PeftBackend:
     """`training.framework: peft`."""
 
     def load_base(
-        self, source: str, *, load_in_4bit: bool, dtype: torch.dtype, device: torch.device, max_length: int
+        self,
+        source: str,
+        *,
+        load_in_4bit: bool,
+        dtype: torch.dtype,
+        device: torch.device,
+        max_length: int,
+        attention: str = "sdpa",
     ) -> PreTrainedModel:
         model = AutoModelForCausalLM.from_pretrained(
             source,
             dtype=dtype,
             quantization_config=nf4_config(dtype) if load_in_4bit else None,
             device_map={"": device},
-            attn_implementation="sdpa",
+            attn_implementation=attention,
         )
         return model.requires_grad_(False)
 
     def attach(self, model: PreTrainedModel, name: str, lora: LoraSettings, seed: int) -> PeftModel:
         with torch.random.fork_rng():
             torch.manual_seed(seed)
-            return get_peft_model(model, lora_config(lora), adapter_name=name)
+            adapted = get_peft_model(model, adapter_config(model, lora), adapter_name=name)
+        keep_in_float32(adapted, name)
+        if lora.init_lora_weights == "loftq":
+            mend_rounding(adapted, name, str(model.name_or_path))
+        return adapted
 
 
 def nf4_config(compute_dtype: torch.dtype) -> BitsAndBytesConfig:
@@ -37,17 +51,4 @@ def nf4_config(compute_dtype: torch.dtype) -> BitsAndBytesConfig:
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=compute_dtype,
-    )
-
-
-def lora_config(lora: LoraSettings) -> LoraConfig:
-    """The adapter settings in PEFT's terms."""
-    modules = lora.target_modules if isinstance(lora.target_modules, str) else list(lora.target_modules)
-    return LoraConfig(
-        r=lora.r,
-        lora_alpha=lora.lora_alpha,  # type: ignore[arg-type]  # PEFT scales by any number
-        lora_dropout=lora.lora_dropout,
-        target_modules=modules,
-        use_rslora=lora.use_rslora,
-        task_type="CAUSAL_LM",
     )

@@ -18,19 +18,26 @@ from bitsandbytes.nn import Linear4bit
 from peft import PeftModel
 from transformers import AutoConfig, PreTrainedModel
 
+from epicrisis.llm.attention import documents_are_apart
 from epicrisis.llm.backends.peft import PeftBackend
 from epicrisis.settings import InputError, Problem, refuse
 from epicrisis.settings.schema import LoraSettings
 
 VERSION = "2026.10.9"
-_PROBE_LENGTH = 8
 
 
 class UnslothBackend:
     """`training.framework: unsloth`."""
 
     def load_base(
-        self, source: str, *, load_in_4bit: bool, dtype: torch.dtype, device: torch.device, max_length: int
+        self,
+        source: str,
+        *,
+        load_in_4bit: bool,
+        dtype: torch.dtype,
+        device: torch.device,
+        max_length: int,
+        attention: str = "sdpa",
     ) -> PreTrainedModel:
         if device.type != "cpu":
             check_length(source, max_length)
@@ -42,7 +49,7 @@ class UnslothBackend:
                 load_in_4bit=load_in_4bit,
                 load_in_16bit=not load_in_4bit,
                 device_map={"": device},
-                attn_implementation="sdpa",
+                attn_implementation=attention,
                 use_gradient_checkpointing=False,  # is the run's own choice, made after loading
                 use_exact_model_name=True,  # not a checkpoint that someone else has quantised
                 fix_tokenizer=False,
@@ -121,24 +128,6 @@ def keep_documents_apart(model: PreTrainedModel) -> None:
             "with Unsloth the documents of a row would see each other in this base",
             "set training.framework: peft",
         )
-
-
-def documents_are_apart(model: PreTrainedModel) -> bool:
-    """Whether a document's hidden states are the same whatever stands before it in the row.
-
-    Two rows of two documents are read twice; between the readings only the first documents change.
-    """
-    decoder = model.get_decoder()
-    ids = torch.arange(4 * _PROBE_LENGTH, device=model.device).reshape(2, -1) % model.config.vocab_size
-    changed = torch.cat([ids[:, :_PROBE_LENGTH].flip(1), ids[:, _PROBE_LENGTH:]], dim=1)
-    positions = torch.arange(_PROBE_LENGTH, device=model.device).repeat(2, 2)
-    with torch.no_grad():
-        first, second = (
-            decoder(input_ids=read, position_ids=positions, use_cache=False).last_hidden_state
-            for read in (ids, changed)
-        )
-    after = slice(_PROBE_LENGTH, None)
-    return torch.allclose(first[:, after].float(), second[:, after].float(), atol=1e-3, rtol=1e-3)
 
 
 def _lay_rows_end_to_end(decoder: Any) -> None:

@@ -1,0 +1,58 @@
+"""Models whose weights are spread over processes (FSDP2), and how to have them whole where that is needed.
+
+What is not sharded passes through all of this unchanged.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+
+def is_sharded(module: nn.Module) -> bool:
+    """Whether any weight of the module lies in parts on several processes."""
+    return any(isinstance(part, FSDPModule) for part in module.modules())
+
+
+def make_whole(module: nn.Module) -> None:
+    """Gather all weights on every process, for good; every process must call it.
+
+    Afterwards a forward needs no other process, so each may do as many as it has batches, and the weights
+    can be saved as those of any model.
+    """
+    for part in _parts(module):
+        part.set_reshard_after_forward(False, recurse=False)
+        part.unshard()
+
+
+@contextmanager
+def whole(module: nn.Module) -> Iterator[None]:
+    """The weights gathered for the time of a `with` block, e.g. an evaluation; spread again after it."""
+    make_whole(module)
+    try:
+        yield
+    finally:
+        for part in _parts(module):
+            part.set_reshard_after_forward(True, recurse=False)
+            part.reshard()
+
+
+def full(tensor: torch.Tensor) -> torch.Tensor:
+    """The tensor itself, or all parts of a sharded one; then every process must call it."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def copy_into(parameter: torch.Tensor, value: torch.Tensor) -> None:
+    """Set a weight, sharded or not, to a value that every process has whole."""
+    if isinstance(parameter, DTensor):
+        value = distribute_tensor(value.to(parameter.device), parameter.device_mesh, parameter.placements)
+    parameter.copy_(value)
+
+
+def _parts(module: nn.Module) -> list[FSDPModule]:
+    return [part for part in module.modules() if isinstance(part, FSDPModule)]
