@@ -168,8 +168,6 @@ CASES: dict[str, tuple[Spoil, str]] = {
     "unknown style": (lambda data: ["narrative.style=sonnet"], "narrative.style: no style is called 'sonnet'"),
     "arm that pretrains not": (lambda data: ["stage=pretrain"], "stage: arm `logistic_regression` has no pretraining"),
     "arm of another version": (lambda data: ["arm=encoder"], "arm: `encoder` cannot be run"),
-    "multiclass task": (task("length_of_stay"), "data.labels_dir: the task `length_of_stay` is multiclass"),
-    "multilabel task": (task("diagnoses"), "data.labels_dir: the task `diagnoses` is multilabel"),
     "time-to-event task": (task("time_to_event"), "time_to_event: float_value asks for regression"),
     "classes that the task has not": (lambda data: ["model.num_classes=3"], "model.num_classes: 3, but the task"),
     "no task": (lambda data: ["data.labels_dir=null"], "data.labels_dir: is not given"),

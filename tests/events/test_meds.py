@@ -242,12 +242,10 @@ def test_a_folder_that_contradicts_the_splits_file_is_refused(tmp_path: Path) ->
 
 
 def test_the_fingerprint_follows_the_content(tmp_path: Path) -> None:
-    dataset = open_meds(flat_dataset(tmp_path, events()))
-    before = dataset.fingerprint()
-    flat_dataset(tmp_path, events())
-    assert dataset.fingerprint() == before
-    flat_dataset(tmp_path, events(numeric_value=[None, 13.6, None]))
-    assert dataset.fingerprint() != before
+    before = open_meds(flat_dataset(tmp_path, events())).fingerprint()
+    assert open_meds(flat_dataset(tmp_path, events())).fingerprint() == before
+    other = flat_dataset(tmp_path, events(numeric_value=[None, 13.6, None]))
+    assert open_meds(other).fingerprint() != before
 
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason="the real datasets lie beside the repository, in ../shared/data")

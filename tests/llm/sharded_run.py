@@ -1,0 +1,91 @@
+"""Trains a small adapter in the processes that this script is launched with, its base spread over them.
+
+accelerate shards over GPUs only; here it is made to take CPU processes for them, so that the same code runs.
+Arguments: a base's folder, where to write. The first process leaves the trained weights of a run that was
+not interrupted (whole) and of one that was and went on (resumed).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from pathlib import Path
+
+import datasets
+import torch
+from accelerate import Accelerator, PartialState
+from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
+from safetensors.torch import save_file
+from torch.distributed.tensor import DTensor
+from transformers import AutoTokenizer
+
+from epicrisis.corpus.tokens import encode_narratives
+from epicrisis.llm.backends import backend_for
+from epicrisis.llm.checkpoints import Checkpoints, trained_weights
+from epicrisis.llm.heads import NextToken
+from epicrisis.llm.loop import train
+from epicrisis.llm.pretrain import NarrativeLesson, token_loss
+from epicrisis.settings.schema import LoraSettings, TrainingSettings
+from tests.llm.conftest import NARRATIVES
+
+TRAINING = {"batch_size": 1, "effective_batch_size": 3, "max_steps": 4, "epochs": 9, "save_steps": 2, "eval_steps": 2}
+
+
+def accelerator_for(sharded: bool) -> Accelerator:
+    """One process, or several whose weights FSDP 2 spreads."""
+    if not sharded:
+        return Accelerator(cpu=True)
+    PartialState(cpu=True)
+    PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
+    plugin = FullyShardedDataParallelPlugin(
+        fsdp_version=2,
+        auto_wrap_policy="transformer_based_wrap",
+        transformer_cls_names_to_wrap=["LlamaDecoderLayer"],
+        reshard_after_forward=True,
+    )
+    return Accelerator(cpu=True, fsdp_plugin=plugin)
+
+
+def learn(base_dir: Path, folder: Path, accelerator: Accelerator, *, stop_at: int | None = None, resume: bool = False):
+    """The trained weights, and whether they were spread while training."""
+    tokenizer = AutoTokenizer.from_pretrained(base_dir)
+    ids = encode_narratives(tokenizer, NARRATIVES * 3)
+    tokens = datasets.Dataset.from_dict({"input_ids": ids, "n_tokens": [len(i) for i in ids]})
+    backend = backend_for("peft")
+    base = backend.load_base(
+        str(base_dir), load_in_4bit=False, dtype=torch.float32, device=torch.device("cpu"), max_length=128
+    )
+    module = NextToken(backend.attach(base, "clinical", LoraSettings(r=4, lora_dropout=0.0), 0))
+    lesson = NarrativeLesson(tokens, tokenizer, 128)
+    spread = []
+
+    def log(**fields: object) -> None:
+        spread.append(any(isinstance(parameter, DTensor) for parameter in module.parameters()))
+        if fields["step"] == stop_at and "train/loss" in fields:
+            raise KeyboardInterrupt
+
+    training = TrainingSettings(output_dir=folder, logging_steps=1, learning_rate=1e-2, resume=resume, **TRAINING)
+    train(
+        *(module, lesson, training, accelerator, Checkpoints(folder, 2, accelerator)),
+        title="test",
+        evaluate=lambda m: token_loss(m, lesson, 2, accelerator),
+        log=log,
+    )
+    assert not any(isinstance(parameter, DTensor) for parameter in module.parameters())
+    return trained_weights(module), any(spread)
+
+
+def main(base_dir: Path, folder: Path) -> None:
+    accelerator = accelerator_for(sharded=True)
+    whole, spread = learn(base_dir, folder / "a", accelerator)
+    assert spread, "nothing was spread over the processes"
+    with contextlib.suppress(KeyboardInterrupt):
+        learn(base_dir, folder / "b", accelerator, stop_at=3)
+    resumed, _ = learn(base_dir, folder / "b", accelerator, resume=True)
+    if accelerator.is_main_process:
+        save_file(whole, folder / "whole.safetensors")
+        save_file(resumed, folder / "resumed.safetensors")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), Path(sys.argv[2]))
