@@ -1,4 +1,4 @@
-"""Trains a small adapter in the processes that this script is launched with, its base spread over them.
+"""Trains a small adapter in the processes that this script is launched with, its 4-bit base spread over them.
 
 accelerate shards over GPUs only; here it is made to take CPU processes for them, so that the same code runs.
 Arguments: a base's folder, where to write. The first process leaves the trained weights of a run that was
@@ -16,11 +16,13 @@ import torch
 from accelerate import Accelerator, PartialState
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 from safetensors.torch import save_file
+from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 from transformers import AutoTokenizer
 
 from epicrisis.corpus.tokens import encode_narratives
 from epicrisis.llm.backends import backend_for
+from epicrisis.llm.base import keep_differentiable
 from epicrisis.llm.checkpoints import Checkpoints, trained_weights
 from epicrisis.llm.heads import NextToken
 from epicrisis.llm.loop import train
@@ -28,7 +30,15 @@ from epicrisis.llm.pretrain import NarrativeLesson, token_loss
 from epicrisis.settings.schema import LoraSettings, TrainingSettings
 from tests.llm.conftest import NARRATIVES
 
-TRAINING = {"batch_size": 1, "effective_batch_size": 3, "max_steps": 4, "epochs": 9, "save_steps": 2, "eval_steps": 2}
+TRAINING = {
+    "batch_size": 1,
+    "effective_batch_size": 3,
+    "max_steps": 4,
+    "epochs": 9,
+    "save_steps": 2,
+    "eval_steps": 2,
+    "quant_storage": "float32",
+}
 
 
 def accelerator_for(sharded: bool) -> Accelerator:
@@ -40,27 +50,34 @@ def accelerator_for(sharded: bool) -> Accelerator:
     plugin = FullyShardedDataParallelPlugin(
         fsdp_version=2,
         auto_wrap_policy="transformer_based_wrap",
-        transformer_cls_names_to_wrap=["LlamaDecoderLayer"],
         reshard_after_forward=True,
     )
     return Accelerator(cpu=True, fsdp_plugin=plugin)
 
 
 def learn(base_dir: Path, folder: Path, accelerator: Accelerator, *, stop_at: int | None = None, resume: bool = False):
-    """The trained weights, and whether they were spread while training."""
+    """The trained weights, and whether they were spread, layer by layer, while training."""
+    accelerator.free_memory()  # or it would go on with the model before, too
     tokenizer = AutoTokenizer.from_pretrained(base_dir)
     ids = encode_narratives(tokenizer, NARRATIVES * 3)
     tokens = datasets.Dataset.from_dict({"input_ids": ids, "n_tokens": [len(i) for i in ids]})
     backend = backend_for("peft")
     base = backend.load_base(
-        str(base_dir), load_in_4bit=False, dtype=torch.float32, device=torch.device("cpu"), max_length=128
+        str(base_dir),
+        load_in_4bit=True,
+        dtype=torch.float32,
+        device=torch.device("cpu"),
+        max_length=128,
+        quant_storage="float32",
     )
+    keep_differentiable(base)
     module = NextToken(backend.attach(base, "clinical", LoraSettings(r=4, lora_dropout=0.0), 0))
     lesson = NarrativeLesson(tokens, tokenizer, 128)
     spread = []
 
     def log(**fields: object) -> None:
-        spread.append(any(isinstance(parameter, DTensor) for parameter in module.parameters()))
+        parts = sum(isinstance(part, FSDPModule) for part in module.modules())
+        spread.append(parts > 2 and any(isinstance(parameter, DTensor) for parameter in module.parameters()))
         if fields["step"] == stop_at and "train/loss" in fields:
             raise KeyboardInterrupt
 

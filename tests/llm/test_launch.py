@@ -10,7 +10,8 @@ from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
 from accelerate.utils.launch import prepare_multi_gpu_env
 
-from epicrisis.llm.device import Launch, launch_problems, make_accelerator
+from epicrisis.llm.base import load_base
+from epicrisis.llm.device import Launch, check_storage, launch_problems, make_accelerator
 from epicrisis.settings import InputError
 from epicrisis.settings.schema import TrainingSettings
 
@@ -90,3 +91,10 @@ def test_the_accelerator_is_not_made_for_a_wrong_combination(monkeypatch: pytest
     monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
     with pytest.raises(InputError, match="DeepSpeed"):
         make_accelerator(TrainingSettings())
+
+
+def test_a_base_that_is_stored_otherwise_than_asked_for_is_refused(settings, accelerator) -> None:
+    base = load_base(settings("llama"), accelerator)
+    check_storage(base, TrainingSettings())
+    with pytest.raises(InputError, match="stored as uint8"):
+        check_storage(base, TrainingSettings(quant_storage="bfloat16"))

@@ -1,4 +1,4 @@
-"""A base spread over two processes (FSDP 2) learns what one process does, and is saved and resumed whole."""
+"""A 4-bit base spread over two processes (FSDP 2) learns what one process does, and is saved and resumed whole."""
 
 from __future__ import annotations
 

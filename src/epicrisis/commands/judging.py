@@ -20,7 +20,7 @@ from epicrisis.evaluation.calibration import Temperature, fit_temperature
 from epicrisis.evaluation.canaries import canaries, history_scalars
 from epicrisis.evaluation.judge import Judgement, Scope, judge, print_results
 from epicrisis.evaluation.plots import plot_all, plot_lengths, plot_loss, save
-from epicrisis.evaluation.predictions import binary_predictions, with_split
+from epicrisis.evaluation.predictions import one_against_rest, task_predictions, with_split
 from epicrisis.evaluation.report import (
     CorpusContent,
     ReportContent,
@@ -41,8 +41,8 @@ ORACLE = "oracle"
 LENGTHS = "narrative lengths"
 
 SHARED_ROWS = (
-    "each narrative with its question after it; those of one batch are laid into the fewest rows of "
-    "model.max_length that best fit finds, where none sees another"
+    "each narrative with its question after it; those of one batch are laid into the rows of at most "
+    "model.max_length that cost least to compute, where none sees another"
 )
 """How classification batches narratives."""
 
@@ -79,11 +79,24 @@ def judge_and_report(
         n_resamples=settings.evaluation.bootstrap_resamples,
         seed=settings.training.seed,
     )
-    plots = plot_all(held_out, run.plots, f"{dataset}, {task}, held_out")
+    plots = _curves(held_out, run.plots, f"{dataset}, {task}, held_out")
     write_report(run, _content(run, settings, cohort, lookups, judgement, plots, places))
     print_results(judgement)
     say(f"report: {run.report}")
     return judgement
+
+
+def _curves(held_out: Mapping[str, pl.DataFrame], folder: Path, title: str) -> dict[str, Path]:
+    """Curves of each arm; where a task is not binary, for each class against the rest."""
+    if all("class" not in table.columns for table in held_out.values()):
+        return plot_all(held_out, folder, title)
+    by_arm = {arm: one_against_rest(table) for arm, table in held_out.items()}
+    plots: dict[str, Path] = {}
+    for number, name in enumerate(next(iter(by_arm.values()))):
+        tables = {arm: classes[name] for arm, classes in by_arm.items()}
+        made = plot_all(tables, folder / f"class_{number}", f"{title}, {name}")
+        plots |= {f"{kind}, {name}": path for kind, path in made.items()}
+    return plots
 
 
 def refuse_unless_judgeable(settings: Settings, cohort: Cohort) -> None:
@@ -267,7 +280,7 @@ def _oracle(settings: Settings, cohort: Cohort) -> dict[str, Predictions]:
     tables = {}
     for split in ("tuning", "held_out"):
         rows = cohort.select(split)
-        tables[split] = binary_predictions(rows, arm.predict(rows, cohort.history(rows)))
+        tables[split] = task_predictions(rows, arm.classes, arm.predict(rows, cohort.history(rows)))
     return {ORACLE: tables}
 
 

@@ -17,7 +17,7 @@ from epicrisis.commands.preflight import refuse_unless_runnable
 from epicrisis.commands.processes import processes
 from epicrisis.corpus.lengths import lengths_text
 from epicrisis.corpus.prepare import Prepared
-from epicrisis.evaluation.predictions import binary_predictions, write_predictions
+from epicrisis.evaluation.predictions import task_predictions, with_split, write_predictions
 from epicrisis.narrative import Lookups
 from epicrisis.settings import Settings, load_settings
 from epicrisis.tracking.progress import say
@@ -109,10 +109,11 @@ def fit_and_predict(settings: Settings, cohort: Cohort, lookups: Lookups, run_di
     learnt_on = cohort.rows.filter(pl.col("split").is_in(["train", "tuning"]))
     fitted = arm.fit(learnt_on, cohort.history(learnt_on), run_directory)
     judged = cohort.rows.filter(pl.col("split").is_in(SPLITS_JUDGED))
-    probabilities = binary_predictions(judged, fitted.predict(judged, cohort.history(judged)))
+    table = task_predictions(judged, fitted.classes, fitted.predict(judged, cohort.history(judged)))
+    told = with_split(table, judged)
     predictions = {}
     for split in SPLITS_JUDGED:
-        predictions[split] = probabilities.filter(judged["split"] == split)
+        predictions[split] = told.filter(split=split).drop("split")
         if processes().is_main_process:
             write_predictions(predictions[split], run_directory.predictions(split))
     if processes().is_main_process:

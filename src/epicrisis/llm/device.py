@@ -8,8 +8,10 @@ from dataclasses import dataclass
 
 import torch
 from accelerate import Accelerator
+from bitsandbytes.nn import Params4bit
+from torch import nn
 
-from epicrisis.settings import InputError, Problem
+from epicrisis.settings import InputError, Problem, refuse
 from epicrisis.settings.schema import TrainingSettings
 
 
@@ -67,6 +69,14 @@ def launch_problems(training: TrainingSettings, launch: Launch) -> list[Problem]
     if launch.zero:
         problems += _deepspeed_problems(training, launch)
     return problems
+
+
+def check_storage(module: nn.Module, training: TrainingSettings) -> None:
+    """Raise InputError where a base's 4-bit weights are stored otherwise than training.quant_storage says."""
+    found = {str(p.dtype).removeprefix("torch.") for p in module.parameters() if isinstance(p, Params4bit)}
+    if found - {training.quant_storage}:
+        what = f"the base's 4-bit weights are stored as {', '.join(sorted(found))}"
+        raise refuse("training.quant_storage", what, "leave it out: this base or framework stores them so")
 
 
 def _fsdp_problems(training: TrainingSettings, launch: Launch) -> list[Problem]:

@@ -88,6 +88,7 @@ def _untrained(settings: Settings, config: PreTrainedConfig, device: torch.devic
             dtype=compute_dtype(training),
             device=device,
             max_length=settings.model.max_length,
+            quant_storage=training.quant_storage,
         )
     keep_differentiable(base)
     if training.gradient_checkpointing:

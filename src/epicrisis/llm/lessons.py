@@ -48,8 +48,8 @@ class FreshEachEpoch(Protocol):
 
 
 @runtime_checkable
-class Unpacked(Protocol):
-    """A lesson that lays each item into a row of its own, as wide as the longest of its batch."""
+class OfKnownLengths(Protocol):
+    """A lesson whose batches are as wide as their longest items need: like lengths together waste least."""
 
     @property
     def item_lengths(self) -> np.ndarray:
@@ -64,7 +64,7 @@ def planned_items(lesson: Lesson) -> int:
 
 def longest_items(lesson: Lesson, n: int) -> list[int]:
     """The `n` longest items, or any where all are rows of one width."""
-    if isinstance(lesson, Unpacked):
+    if isinstance(lesson, OfKnownLengths):
         return np.argsort(-lesson.item_lengths, kind="stable")[:n].tolist()
     return list(range(n))
 

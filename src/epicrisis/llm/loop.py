@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
@@ -13,11 +14,12 @@ from torch import nn
 
 from epicrisis.llm.batch_size import settle_batch_size
 from epicrisis.llm.checkpoints import Checkpoints, Position
-from epicrisis.llm.lessons import FreshEachEpoch, Lesson, Unpacked, planned_items, useful_tokens
+from epicrisis.llm.device import check_storage
+from epicrisis.llm.lessons import FreshEachEpoch, Lesson, OfKnownLengths, planned_items, useful_tokens
 from epicrisis.llm.optimizers import make_optimizer, make_schedule
 from epicrisis.llm.plan import Order, Plan, items_of_step, make_plan
 from epicrisis.llm.random_state import random_state, seed_process, set_random_state
-from epicrisis.llm.sharding import full, make_whole, whole
+from epicrisis.llm.sharding import full, is_sharded, make_whole, name_layers, whole
 from epicrisis.llm.signals import Interrupted, Stopped, StopRequest, interruptible, stop_request
 from epicrisis.settings import refuse
 from epicrisis.settings.schema import TrainingSettings
@@ -67,6 +69,8 @@ def train(
     plan = make_plan(planned_items(lesson), training)
     optimizer = make_optimizer(module, training)
     schedule = make_schedule(optimizer, plan, training)
+    check_storage(module, training)
+    name_layers(module)
     ready, prepared = accelerator.prepare(module, optimizer)
     position, counted = Position(), Counted()
     if training.resume:
@@ -124,7 +128,7 @@ class _Trainer:
     counted: Counted
 
     def __post_init__(self) -> None:
-        lengths = self.lesson.item_lengths if isinstance(self.lesson, Unpacked) else None
+        lengths = self.lesson.item_lengths if isinstance(self.lesson, OfKnownLengths) else None
         self.order = Order(self.plan, self.training.seed, lengths if self.training.group_by_length else None)
         self.watch = Stopwatch(on_gpu=self.accelerator.device.type == "cuda")
         self.alone = self.accelerator.num_processes == 1
@@ -132,6 +136,8 @@ class _Trainer:
         self.save_steps = self.training.save_steps or self.eval_steps
         self.first_step = self.saved_step = self.position.step
         self.seconds_logged = 0.0
+        self.sharded = is_sharded(self.module)
+        self.norm: torch.Tensor | None = None
 
     def run(self, title: str) -> Position:
         self.module.train()
@@ -180,16 +186,18 @@ class _Trainer:
         """
         accelerator, lesson = self.accelerator, self.lesson
         total = lesson.units(items)
-        weight = accelerator.num_processes / total  # data parallelism averages gradients; this makes it a sum
         counted = Counted(units=total)
         batches = self._batches(items)
-        if not batches:  # fewer items than processes: take part in the averaging with nothing to say
-            batches, weight = [items[:1]], 0.0
         loss_sum = torch.zeros((), device=accelerator.device)
         for number, batch_items in enumerate(batches):
+            counts = bool(batch_items)
+            # Data parallelism averages gradients; this weight makes it a sum. Where this process has no items left, it
+            # takes part in what the others do together, and adds nothing.
+            weight = accelerator.num_processes / total if counts else 0.0
+            batch_items = batch_items or items[:1]
             with self.watch.part("data"):
                 batch = lesson.collate(batch_items)
-                if weight:
+                if counts:
                     counted.useful += useful_tokens(batch)
                     counted.places += batch.input_ids.numel()
                 batch = batch.to(accelerator.device)
@@ -199,15 +207,25 @@ class _Trainer:
                     loss = lesson.loss_sum(self.ready, batch, batch_items)
                 with self.watch.part("backward"):
                     accelerator.backward(loss * weight)
-            if weight:
+            if counts:
                 loss_sum += loss.detach()
         return replace(counted, loss=loss_sum)
 
     def _batches(self, items: list[int]) -> list[list[int]]:
-        """This process's share of a step's items, as many at once as the device holds."""
-        mine = items[self.accelerator.process_index :: self.accelerator.num_processes]
-        size = int(self.training.batch_size)
-        return [mine[start : start + size] for start in range(0, len(mine), size)]
+        """This process's share of a step's items, as many at once as the device holds; the last may be empty.
+
+        Processes that share a sharded model's weights must do as many batches as each other, others at least one.
+        """
+        index, processes, size = (
+            self.accelerator.process_index,
+            self.accelerator.num_processes,
+            self.training.batch_size,
+        )
+        assert size != "auto"
+        mine = items[index::processes]
+        most = math.ceil(math.ceil(len(items) / processes) / size)
+        number = most if self.sharded else max(1, math.ceil(len(mine) / size))
+        return [mine[start : start + size] for start in range(0, number * size, size)]
 
     def _between_steps(self, title: str) -> None:
         """Log, evaluate and save where that is due and not yet done."""

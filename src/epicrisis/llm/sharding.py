@@ -12,6 +12,15 @@ import torch
 from torch import nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, distribute_tensor
+from transformers import PreTrainedModel
+
+
+def name_layers(module: nn.Module) -> None:
+    """Tell a head what layers its model is made of: FSDP asks the outermost module, and else gathers all at once."""
+    for part in module.modules():
+        if isinstance(part, PreTrainedModel):
+            module._no_split_modules = list(part._no_split_modules or [])  # type: ignore[assignment]
+            return
 
 
 def is_sharded(module: nn.Module) -> bool:

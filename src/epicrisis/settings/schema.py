@@ -170,7 +170,7 @@ class TrainingSettings(Section):
     effective_batch_size: int | None = Field(None, ge=1)
     """Sequences per optimiser step, in place of gradient_accumulation_steps."""
     group_by_length: bool = True
-    """Documents of like lengths together where they are not packed (classification): far less padding."""
+    """Classification: batches of documents of like lengths, whose rows need far less padding."""
     optimizer: Literal["adamw", "adamw_8bit", "paged_adamw_8bit"] = "adamw"
     """AdamW, with states in 8 bits (a quarter of their memory), or with those moved to RAM when a GPU is short."""
     learning_rate: float = Field(2e-4, gt=0)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-HIGHER_IS_BETTER = {"loss": False, "perplexity": False, "auroc": True}
+HIGHER_IS_BETTER = {"loss": False, "perplexity": False, "auroc": True, "answer_mass": True}
 """Every metric that an evaluation on tuning logs: the one place that says which way is better."""
 
 WATCHED = {"pretrain": ("loss", "perplexity"), "classify": ("loss", "auroc")}

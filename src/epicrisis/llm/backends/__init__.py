@@ -23,10 +23,12 @@ class Backend(Protocol):
         device: torch.device,
         max_length: int,
         attention: str = "sdpa",
+        quant_storage: str = "uint8",
     ) -> PreTrainedModel:
         """The frozen base model on one device, in NF4 with double quantisation or in `dtype`.
 
-        attention: an implementation that transformers knows (see llm/attention.py).
+        attention: an implementation that transformers knows (see llm/attention.py). quant_storage: what packed 4-bit
+        weights are stored as, of the same bits whatever it is called.
         """
         ...
 

@@ -24,11 +24,12 @@ class PeftBackend:
         device: torch.device,
         max_length: int,
         attention: str = "sdpa",
+        quant_storage: str = "uint8",
     ) -> PreTrainedModel:
         model = AutoModelForCausalLM.from_pretrained(
             source,
             dtype=dtype,
-            quantization_config=nf4_config(dtype) if load_in_4bit else None,
+            quantization_config=nf4_config(dtype, quant_storage) if load_in_4bit else None,
             device_map={"": device},
             attn_implementation=attention,
         )
@@ -44,11 +45,12 @@ class PeftBackend:
         return adapted
 
 
-def nf4_config(compute_dtype: torch.dtype) -> BitsAndBytesConfig:
+def nf4_config(compute_dtype: torch.dtype, quant_storage: str = "uint8") -> BitsAndBytesConfig:
     """4-bit NormalFloat with double quantisation, as in QLoRA (Dettmers et al. 2023, arXiv:2305.14314)."""
     return BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=compute_dtype,
+        bnb_4bit_quant_storage=quant_storage,
     )

@@ -38,6 +38,7 @@ class UnslothBackend:
         device: torch.device,
         max_length: int,
         attention: str = "sdpa",
+        quant_storage: str = "uint8",  # the only one that it knows; training refuses others
     ) -> PreTrainedModel:
         if device.type != "cpu":
             check_length(source, max_length)
