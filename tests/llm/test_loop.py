@@ -154,7 +154,7 @@ def test_the_best_is_that_of_the_metric_asked_for_in_its_own_direction(learn, tm
         "load_in_4bit": False,
     }
     before, *after = [{"loss": loss, "auroc": auroc} for loss, auroc in [(4, 0.5), (3, 0.6), (2, 0.8), (1, 0.7)]]
-    *_, position = learn(tmp_path, tuning=[before, *after], metric_for_best="auroc", **shared)
+    *_, position = learn(tmp_path, tuning=[before, *after], **shared)
     assert (position.best_step, position.best_value) == (2, 0.8)
 
 
