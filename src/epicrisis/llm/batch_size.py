@@ -8,6 +8,7 @@ half of the free RAM. The optimiser step stays what training.effective_batch_siz
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Callable
 
 import psutil
@@ -20,7 +21,7 @@ from epicrisis.llm.adapters import causal_model, lora_layers
 from epicrisis.llm.checkpoints import Checkpoints
 from epicrisis.llm.heads import NextToken
 from epicrisis.llm.lessons import Lesson, longest_items
-from epicrisis.llm.memory import Shape, activation_bytes, logit_bytes, passing_bytes, state_bytes
+from epicrisis.llm.memory import Shape, kept_bytes, passing_bytes, state_bytes
 from epicrisis.llm.plan import sequences_per_step
 from epicrisis.settings import refuse
 from epicrisis.settings.schema import TrainingSettings
@@ -132,14 +133,18 @@ def _by_estimate(
     batch = lesson.collate(longest_items(lesson, 1))
     model = causal_model(module.model)  # type: ignore[arg-type]  # every head holds its model so
     shape = Shape.of(model.config)
-    rank, dropout = _rank_and_dropout(module)
+    adapter = _rank_and_dropout(module)
     trained = sum(p.numel() for p in module.parameters() if p.requires_grad)
     room = CPU_SHARE * psutil.virtual_memory().available / accelerator.num_processes
-    room -= 4 * trained + state_bytes(trained, training) + passing_bytes(shape, training)
-    each = activation_bytes(shape, batch.input_ids.shape[1], training, rank, dropout)
-    if isinstance(module, NextToken):
-        each += logit_bytes(shape, batch.supervised_tokens, training)
-    return max(0, min(limit, int(room // each)))
+    room -= 4 * trained + state_bytes(trained, training)
+    length = batch.input_ids.shape[1]
+    supervised = batch.supervised_tokens if isinstance(module, NextToken) else 0
+
+    def needed(rows: int) -> float:
+        passing = passing_bytes(shape, rows * length, rows * supervised, training, *adapter)
+        return kept_bytes(shape, rows, length, training, *adapter) + passing
+
+    return bisect_right(range(1, limit + 1), room, key=needed)
 
 
 def _rank_and_dropout(module: nn.Module) -> tuple[int, bool]:

@@ -12,7 +12,8 @@ float32 adapters on all linear layers:
     5·(6·h + f)                    with dropout: the dropped inputs and their masks
 
 h: hidden size, f: width of the MLP, r: rank, e: bytes of the compute precision. With gradient checkpointing a layer
-keeps its input alone (e·h), and all of the above exists for one layer at a time.
+keeps its input alone (e·h), and all of the above exists for one layer at a time. While gradients pass through a layer
+they take about as much again; that, and the loss over the vocabulary before it, do not exist at the same time.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedConfig
 
+from epicrisis.llm.cross_entropy import LOGITS_AT_ONCE
 from epicrisis.llm.device import compute_dtype
 from epicrisis.settings import Settings
 from epicrisis.settings.schema import LoraSettings, TrainingSettings
@@ -81,14 +83,18 @@ class Shape:
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes that one process needs at its peak, by what they hold."""
+    """Bytes that one process needs at its peak, by what they hold.
+
+    activations: kept from the forward for the backward pass; passing: held only while a layer, or the loss, is at
+    work.
+    """
 
     runtime: float
     weights: float
     adapters: float
     optimizer: float
     activations: float
-    logits: float
+    passing: float
 
     @property
     def total(self) -> float:
@@ -101,16 +107,16 @@ def memory_of(shape: Shape, settings: Settings, *, runtime: float) -> Memory:
     runtime: bytes held before the model comes, such as GPU_RUNTIME.
     """
     training, trained = settings.training, shape.adapter_weights(settings.lora)
-    rank, dropout = settings.lora.r, settings.lora.lora_dropout > 0
-    size = training.batch_size if training.batch_size != "auto" else 1
-    length = settings.model.max_length
+    adapter = settings.lora.r, settings.lora.lora_dropout > 0
+    rows = training.batch_size if training.batch_size != "auto" else 1
+    tokens = rows * settings.model.max_length
     return Memory(
         runtime=runtime,
         weights=weight_bytes(shape, training),
         adapters=8.0 * trained,  # float32, and their gradients
         optimizer=state_bytes(trained, training),
-        activations=size * activation_bytes(shape, length, training, rank, dropout) + passing_bytes(shape, training),
-        logits=size * (logit_bytes(shape, length, training) if settings.stage == "pretrain" else 0.0),
+        activations=kept_bytes(shape, rows, settings.model.max_length, training, *adapter),
+        passing=passing_bytes(shape, tokens, tokens if settings.stage == "pretrain" else 0, training, *adapter),
     )
 
 
@@ -125,16 +131,29 @@ def state_bytes(trained: int, training: TrainingSettings) -> float:
     return (8.0 if training.optimizer == "adamw" else 2.0) * trained
 
 
-def activation_bytes(shape: Shape, length: int, training: TrainingSettings, rank: int, dropout: bool) -> float:
-    """What the backward pass needs of one sequence, and the mask that keeps documents apart.
+def kept_bytes(shape: Shape, rows: int, length: int, training: TrainingSettings, rank: int, dropout: bool) -> float:
+    """What the forward over rows of this length keeps for the backward pass, masks of documents included.
 
     rank: of the adapters on a layer, added up.
     """
     e = compute_dtype(training).itemsize
-    layer, mask = _layer_bytes(shape, e, rank, dropout), (1 + e) * length**2
-    if training.gradient_checkpointing:
-        return length * (shape.layers * e * shape.hidden + 2 * layer) + mask
-    return length * (shape.layers + 1) * layer + mask
+    layer = e * shape.hidden if training.gradient_checkpointing else _layer_bytes(shape, e, rank, dropout)
+    return rows * (length * shape.layers * layer + (1 + e) * length**2)
+
+
+def passing_bytes(
+    shape: Shape, tokens: int, supervised: int, training: TrainingSettings, rank: int, dropout: bool
+) -> float:
+    """What is held besides for a while: the largest of the loss's share and a layer's in the backward pass.
+
+    supervised: of `tokens`, how many the loss is taken of over the whole vocabulary.
+    """
+    e = compute_dtype(training).itemsize
+    layer = tokens * _layer_bytes(shape, e, rank, dropout)
+    if training.load_in_4bit:  # its weights, unpacked twice in the backward pass
+        layer += 2.0 * e * max((i * o for _, i, o in shape.widths), default=0)
+    logits = min(supervised * shape.vocabulary, max(LOGITS_AT_ONCE, shape.vocabulary))
+    return max(layer, logits * (8.0 if e == 4 else 12.0))  # in float32, exponentiated, and in 16 bits before and after
 
 
 def _layer_bytes(shape: Shape, e: int, rank: int, dropout: bool) -> float:
@@ -142,14 +161,3 @@ def _layer_bytes(shape: Shape, e: int, rank: int, dropout: bool) -> float:
     h, f = shape.hidden, shape.mlp
     inputs = e * (4 * h + f) if e == 4 else 4 * (6 * h + f)
     return e * (4 * h + 3 * f) + 8 * h + inputs + 28 * rank + (5 * (6 * h + f) if dropout else 0)
-
-
-def passing_bytes(shape: Shape, training: TrainingSettings) -> float:
-    """A 4-bit layer's weights, unpacked while it is used, twice in the backward pass."""
-    largest = max((i * o for _, i, o in shape.widths), default=0)
-    return 2.0 * largest * compute_dtype(training).itemsize if training.load_in_4bit else 0.0
-
-
-def logit_bytes(shape: Shape, supervised: int, training: TrainingSettings) -> float:
-    """The loss over the vocabulary: logits, their float32 copy, log-probabilities, and gradients."""
-    return supervised * shape.vocabulary * (12.0 if compute_dtype(training).itemsize == 4 else 16.0)
