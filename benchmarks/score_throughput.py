@@ -19,8 +19,9 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from epicrisis.corpus.packing import pack
 from epicrisis.corpus.prompt import Prompt
 from epicrisis.llm.attention import attention_weight, documents_are_apart
-from epicrisis.llm.classify import Layout, QuestionLesson, class_probabilities
+from epicrisis.llm.classify import Layout, QuestionLesson
 from epicrisis.llm.heads import LabelTokens
+from epicrisis.training.class_losses import class_probabilities
 from timing import finish, peak_memory, seconds
 
 VOCABULARY, PATIENTS, LONGEST, BATCH = 128_256, 32, 384, 4
@@ -79,7 +80,7 @@ def main() -> None:
     module = LabelTokens(model, ANSWERS)
 
     def ours() -> np.ndarray:
-        return class_probabilities(module, lesson, len(ANSWERS), BATCH, accelerator)
+        return class_probabilities(module, lesson, BATCH, accelerator)
 
     apart = float(np.abs(ours() - padded_loop(model, documents)).max())
     if apart > 1e-5:

@@ -23,11 +23,11 @@ from transformers import AutoTokenizer
 from epicrisis.corpus.tokens import encode_narratives
 from epicrisis.llm.backends import backend_for
 from epicrisis.llm.base import keep_differentiable
-from epicrisis.llm.checkpoints import Checkpoints, trained_weights
 from epicrisis.llm.heads import NextToken
-from epicrisis.llm.loop import train
 from epicrisis.llm.pretrain import NarrativeLesson, token_loss
 from epicrisis.settings.schema import LoraSettings, TrainingSettings
+from epicrisis.training.checkpoints import Checkpoints, trained_weights
+from epicrisis.training.loop import train
 from tests.llm.conftest import NARRATIVES
 
 TRAINING = {

@@ -15,12 +15,12 @@ from epicrisis.corpus.tokens import answer_token_ids, encode_narratives
 from epicrisis.llm.adapters import CLINICAL, DOWNSTREAM, lora_layers, save_adapter, stack
 from epicrisis.llm.backends import backend_for
 from epicrisis.llm.base import load_base
-from epicrisis.llm.checkpoints import Checkpoints
 from epicrisis.llm.classify import QuestionLesson
 from epicrisis.llm.heads import LabelTokens, NextToken, ScoreHead
-from epicrisis.llm.loop import train
 from epicrisis.llm.pretrain import NarrativeLesson
 from epicrisis.settings import InputError, settings_from
+from epicrisis.training.checkpoints import Checkpoints
+from epicrisis.training.loop import train
 from tests.llm.conftest import NARRATIVES, QUESTION
 
 BASES = pytest.mark.parametrize("base", ["llama", "mistral"])

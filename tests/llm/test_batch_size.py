@@ -14,11 +14,11 @@ from epicrisis.llm.adapters import DOWNSTREAM
 from epicrisis.llm.backends import backend_for
 from epicrisis.llm.base import load_base
 from epicrisis.llm.batch_size import largest_that_fits, settle_batch_size
-from epicrisis.llm.checkpoints import Checkpoints, trained_weights
 from epicrisis.llm.heads import NextToken
-from epicrisis.llm.loop import train
 from epicrisis.llm.pretrain import NarrativeLesson, token_loss
 from epicrisis.settings import InputError
+from epicrisis.training.checkpoints import Checkpoints, trained_weights
+from epicrisis.training.loop import train
 
 AUTO = {"training.batch_size": "auto", "training.effective_batch_size": 2, "training.load_in_4bit": False}
 
@@ -97,15 +97,18 @@ def test_what_runs_out_of_memory_is_lowered_and_leaves_nothing_behind(parts):
 
 
 def test_found_batches_learn_what_batches_of_one_do_and_a_resumed_run_keeps_them(
-    settings, accelerator, tokens, tokenizer, tmp_path, capsys, monkeypatch
+    settings, accelerator, tokens, tokenizer, tmp_path, monkeypatch
 ):
+    told: list[str] = []
+
     def learn(folder, **changes):
         s = settings("llama", **{**AUTO, "training.epochs": 3, "training.keep_best": False, **changes})
         module = NextToken(backend_for("peft").attach(load_base(s, accelerator), DOWNSTREAM, s.lora, 0))
         lesson = NarrativeLesson(tokens, tokenizer, 128)
         checkpoints = Checkpoints(folder, 2, accelerator)
+        training = settle_batch_size(module, lesson, s.training, accelerator, checkpoints, told.append)
         position = train(
-            *(module, lesson, s.training, accelerator, checkpoints),
+            *(module, lesson, training, accelerator, checkpoints),
             title="test",
             evaluate=lambda m: token_loss(m, lesson, 2, accelerator),
             log=lambda **_: None,
@@ -120,4 +123,4 @@ def test_found_batches_learn_what_batches_of_one_do_and_a_resumed_run_keeps_them
     monkeypatch.setattr(batch_size, "_by_estimate", lambda *_: 1)
     _, resumed = learn(tmp_path / "auto", **{"training.resume": True, "training.epochs": 4})
     assert resumed.batch_size == 2
-    assert "batch size 2 (as in the checkpoint)" in capsys.readouterr().err
+    assert told[-1].startswith("batch size 2 (as in the checkpoint)")

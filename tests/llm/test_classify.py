@@ -12,17 +12,11 @@ from transformers import AutoModelForCausalLM
 from epicrisis.llm.adapters import causal_model
 from epicrisis.llm.answering import Answering, check_head, head_for, layout_for, lesson_for, prompt_for
 from epicrisis.llm.backends import backend_for
-from epicrisis.llm.class_weights import ClassWeights
-from epicrisis.llm.classify import (
-    Layout,
-    QuestionLesson,
-    class_probabilities,
-    loss_of,
-    probabilities_of,
-    tuning_metrics,
-)
+from epicrisis.llm.classify import Layout, QuestionLesson, tuning_metrics
 from epicrisis.llm.heads import LabelTokens, ScoreHead
 from epicrisis.settings import InputError
+from epicrisis.training.class_losses import class_probabilities, loss_of, probabilities_of
+from epicrisis.training.class_weights import ClassWeights
 from tests.llm.conftest import QUESTION
 
 WORDS = ["a", "b", "c", "a", "b", "c"]
@@ -75,7 +69,7 @@ def test_every_kind_of_task_can_be_overfitted(settings, bases, tokenizer, keyed,
     after = tuning_metrics(module.eval(), lesson, 4, accelerator)
     assert after["loss"] < 0.2 < before["loss"]
     assert after["auroc"] == 1.0
-    found = class_probabilities(module, lesson, len(answering.classes), 4, accelerator)
+    found = class_probabilities(module, lesson, 4, accelerator)
     assert found.shape == (6, 2 if kind == "binary" else 3)
     if kind != "multilabel":
         assert found.sum(axis=1) == pytest.approx(np.ones(6))
@@ -162,7 +156,7 @@ def test_however_documents_lie_their_scores_are_the_same(bases, tokenizer, token
     module = LabelTokens(AutoModelForCausalLM.from_pretrained(bases["llama"]).eval(), [5, 6])
     layouts = [Layout(packed=False), Layout(width_cost=0.0), Layout(width_cost=1e-4), Layout(width_cost=1.0)]
     scored = [
-        class_probabilities(module, QuestionLesson(tokens, tokenizer, QUESTION, 128, layout=layout), 2, 2, accelerator)
+        class_probabilities(module, QuestionLesson(tokens, tokenizer, QUESTION, 128, layout=layout), 2, accelerator)
         for layout in layouts
     ]
     for found in scored[1:]:

@@ -11,9 +11,9 @@ from accelerate.commands.launch import _validate_launch_command, launch_command_
 from accelerate.utils.launch import prepare_multi_gpu_env
 
 from epicrisis.llm.base import load_base
-from epicrisis.llm.device import Launch, check_storage, launch_problems, make_accelerator
 from epicrisis.settings import InputError
 from epicrisis.settings.schema import TrainingSettings
+from epicrisis.training.device import Launch, check_storage, launch_problems, make_accelerator
 
 RECIPES = Path(__file__).parents[2] / "configs" / "accelerate"
 KINDS = {

@@ -14,13 +14,13 @@ from safetensors.torch import load_file
 from epicrisis.llm.adapters import DOWNSTREAM
 from epicrisis.llm.backends import backend_for
 from epicrisis.llm.base import load_base
-from epicrisis.llm.checkpoints import Checkpoints, trained_weights
 from epicrisis.llm.heads import NextToken
-from epicrisis.llm.loop import items_of_step, make_plan, train
 from epicrisis.llm.pretrain import NarrativeLesson, token_loss
-from epicrisis.llm.signals import Stopped
 from epicrisis.settings import InputError
 from epicrisis.settings.schema import TrainingSettings
+from epicrisis.training.checkpoints import Checkpoints, trained_weights
+from epicrisis.training.loop import items_of_step, make_plan, train
+from epicrisis.training.signals import Stopped
 
 
 def test_warm_up_is_a_number_of_steps_whatever_way_it_is_given():

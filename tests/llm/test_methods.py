@@ -19,14 +19,14 @@ from epicrisis.llm.adalora import is_adalora, sharing_ranks
 from epicrisis.llm.adapters import CLINICAL, lora_layers, save_adapter, stack
 from epicrisis.llm.backends import backend_for
 from epicrisis.llm.base import load_base, load_tokenizer
-from epicrisis.llm.checkpoints import Checkpoints
 from epicrisis.llm.fuse import difference, logits_on_random_tokens
 from epicrisis.llm.heads import LabelTokens, NextToken, hidden_states
-from epicrisis.llm.loop import train
 from epicrisis.llm.new_tokens import new_token_ids
-from epicrisis.llm.parameters import parameter_groups
 from epicrisis.llm.pretrain import NarrativeLesson
 from epicrisis.settings import InputError, settings_from
+from epicrisis.training.checkpoints import Checkpoints
+from epicrisis.training.loop import train
+from epicrisis.training.parameters import parameter_groups
 from tests.llm.conftest import NARRATIVES, SHAPE
 
 METHODS = {

@@ -20,12 +20,12 @@ from epicrisis.events.synthetic import synthesize
 from epicrisis.llm.adapters import CLINICAL
 from epicrisis.llm.backends import backend_for
 from epicrisis.llm.base import load_base
-from epicrisis.llm.checkpoints import Checkpoints, trained_weights
 from epicrisis.llm.heads import NextToken
-from epicrisis.llm.loop import FreshEachEpoch, items_of_step, make_plan, train
 from epicrisis.llm.pretrain import NarrativeLesson, token_loss
 from epicrisis.settings import InputError, settings_from
 from epicrisis.settings.schema import TrainingSettings
+from epicrisis.training.checkpoints import Checkpoints, trained_weights
+from epicrisis.training.loop import FreshEachEpoch, items_of_step, make_plan, train
 
 EOS, PAD, WINDOW = 1, 0, 12
 

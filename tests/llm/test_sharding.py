@@ -11,8 +11,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from epicrisis.llm.checkpoints import load_trained_weights, trained_weights
-from epicrisis.llm.sharding import is_sharded, make_whole, whole
+from epicrisis.training.checkpoints import load_trained_weights, trained_weights
+from epicrisis.training.sharding import is_sharded, make_whole, whole
 from tests.llm import sharded_run
 
 ROOT = Path(__file__).parents[2]

@@ -29,13 +29,13 @@ from epicrisis.llm.backends.unsloth import (
     keep_documents_apart,
 )
 from epicrisis.llm.base import load_base
-from epicrisis.llm.checkpoints import Checkpoints, trained_weights
 from epicrisis.llm.classify import QuestionLesson
-from epicrisis.llm.device import make_accelerator
 from epicrisis.llm.heads import LabelTokens, NextToken, hidden_states
-from epicrisis.llm.loop import train
 from epicrisis.llm.pretrain import NarrativeLesson
 from epicrisis.settings import InputError, settings_from
+from epicrisis.training.checkpoints import Checkpoints, trained_weights
+from epicrisis.training.device import make_accelerator
+from epicrisis.training.loop import train
 from tests.llm.conftest import NARRATIVES, QUESTION
 
 HAS_UNSLOTH = importlib.util.find_spec("unsloth") is not None

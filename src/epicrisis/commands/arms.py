@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import polars as pl
 
 from epicrisis.cohort import History
-from epicrisis.commands.oracle import OracleArm
 from epicrisis.narrative import Lookups
 from epicrisis.settings import Settings, refuse
 from epicrisis.tracking.run_directory import RunDirectory
@@ -44,35 +44,18 @@ class Arm(Protocol):
         ...
 
 
-ARMS = ("llm", "logistic_regression", "xgboost", "oracle")
+ARMS = {
+    "llm": "epicrisis.llm.arm:LlmArm",
+    "logistic_regression": "epicrisis.tabular.arms:logistic_regression",
+    "xgboost": "epicrisis.tabular.arms:xgboost",
+    "oracle": "epicrisis.commands.oracle:oracle",
+}
+"""Where each arm is made, by a callable that takes the settings and the lookups; imported when it is asked for."""
 
 
 def make_arm(settings: Settings, lookups: Lookups) -> Arm:
     """The arm that the settings name. Raises InputError for one that is not there."""
-    makers: dict[str, Any] = {
-        "llm": _llm,
-        "logistic_regression": _logistic_regression,
-        "xgboost": _xgboost,
-        "oracle": lambda settings, _: OracleArm(settings.data.oracle_dir),
-    }
-    if settings.arm not in makers:
+    if settings.arm not in ARMS:
         raise refuse("arm", f"`{settings.arm}` cannot be run by this version", f"choose one of {', '.join(ARMS)}")
-    return makers[settings.arm](settings, lookups)
-
-
-def _llm(settings: Settings, lookups: Lookups) -> Arm:
-    from epicrisis.llm.arm import LlmArm
-
-    return LlmArm(settings, lookups)
-
-
-def _logistic_regression(settings: Settings, _: Lookups) -> Arm:
-    from epicrisis.tabular.arms import LogisticRegressionArm
-
-    return LogisticRegressionArm(min_subjects=settings.tabular.min_subjects, seed=settings.training.seed)
-
-
-def _xgboost(settings: Settings, _: Lookups) -> Arm:
-    from epicrisis.tabular.arms import XGBoostArm
-
-    return XGBoostArm(min_subjects=settings.tabular.min_subjects, seed=settings.training.seed)
+    module, _, maker = ARMS[settings.arm].partition(":")
+    return getattr(import_module(module), maker)(settings, lookups)

@@ -24,7 +24,7 @@ from epicrisis.tracking.progress import duration
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
-    from epicrisis.llm.plan import Plan
+    from epicrisis.training.plan import Plan
 
 _SAMPLE = 200
 
@@ -55,8 +55,8 @@ class _Work:
 
 
 def _cost(settings: Settings, cohort: Cohort, lookups: Lookups, sample: pl.DataFrame) -> list[str]:
-    from epicrisis.llm.device import make_accelerator
     from epicrisis.llm.known_bases import base_config
+    from epicrisis.training.device import make_accelerator
 
     device = make_accelerator(settings.training).device
     lines, work = _reading(settings, cohort, lookups, sample)
@@ -70,8 +70,8 @@ def _reading(settings: Settings, cohort: Cohort, lookups: Lookups, sample: pl.Da
     """How many tokens and steps, from a sample of the rows."""
     from epicrisis.corpus.prepare import prepare
     from epicrisis.llm.arm import narrator_for, telling_for
-    from epicrisis.llm.plan import make_plan
     from epicrisis.llm.pretrain import whole_records
+    from epicrisis.training.plan import make_plan
 
     lines, tokenizer = _tokenizer(settings)
     with tempfile.TemporaryDirectory() as place:
@@ -101,8 +101,8 @@ def _reading(settings: Settings, cohort: Cohort, lookups: Lookups, sample: pl.Da
 def _tokenizer(settings: Settings) -> tuple[list[str], PreTrainedTokenizerBase]:
     """The base's own, or the embedded one where that is not to be had, which says so."""
     from epicrisis.llm.base import load_tokenizer
-    from epicrisis.llm.device import make_accelerator
     from epicrisis.llm.embedded import EMBEDDED
+    from epicrisis.training.device import make_accelerator
 
     accelerator = make_accelerator(settings.training)
     try:
@@ -144,9 +144,9 @@ def _remedy(settings: Settings) -> str:
 
 def _time(settings: Settings, config: PreTrainedConfig, device: torch.device, work: _Work) -> str:
     """One line: how long the run will take here in one process, and how that is known."""
-    from epicrisis.llm.device import compute_dtype
     from epicrisis.llm.forecast import KEPT, PROBED_WEIGHTS, flop_per_token, matmul_speed, seconds_per_token
     from epicrisis.llm.memory import Shape
+    from epicrisis.training.device import compute_dtype
 
     shape, training = Shape.of(config), settings.training
     if shape.weights <= PROBED_WEIGHTS:

@@ -18,8 +18,8 @@ def run(config_filepath: Path | None, overrides: Sequence[str]) -> None:
         raise refuse("accelerate launch", "fusing is the work of one process", "run it without accelerate launch")
     sources, beside = _sources(settings)
     output = _output(settings)
-    from epicrisis.llm.device import make_accelerator
     from epicrisis.llm.fuse import fuse
+    from epicrisis.training.device import make_accelerator
 
     told = fuse(settings, sources, output, make_accelerator(settings.training), beside)
     parity = told["parity"]

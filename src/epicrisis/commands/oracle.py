@@ -12,7 +12,7 @@ import polars as pl
 from epicrisis.cohort import History
 from epicrisis.cohort.task import BINARY_CLASSES, class_order, kind_of_labels
 from epicrisis.events.synthetic_outcomes import STAY_CLASSES
-from epicrisis.settings import refuse
+from epicrisis.settings import Settings, refuse
 
 _KEYS = ["subject_id", "prediction_time"]
 
@@ -74,3 +74,8 @@ def _one_list_each(risks: pl.DataFrame) -> pl.DataFrame:
             *_KEYS, pl.concat_list(pl.col("true_risk").list.get(place) for place in places).alias("true_risk")
         )
     return risks.select(*_KEYS, "true_risk")
+
+
+def oracle(settings: Settings, _: Any) -> OracleArm:
+    """The arm of these settings."""
+    return OracleArm(settings.data.oracle_dir)

@@ -29,7 +29,7 @@ def refuse_unless_runnable(settings: Settings, cohort: Cohort, lookups: Lookups)
 def refuse_unless_computable(settings: Settings) -> None:
     """Raise InputError for an attention that this machine cannot train with."""
     from epicrisis.llm.attention import choose_attention
-    from epicrisis.llm.device import compute_dtype, make_accelerator
+    from epicrisis.training.device import compute_dtype, make_accelerator
 
     training = settings.training
     device = make_accelerator(training).device

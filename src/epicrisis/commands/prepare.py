@@ -13,10 +13,10 @@ from epicrisis.corpus.lengths import lengths_text
 from epicrisis.corpus.prepare import prepare
 from epicrisis.llm.arm import narrator_for, telling_for
 from epicrisis.llm.base import load_tokenizer
-from epicrisis.llm.device import make_accelerator
 from epicrisis.llm.pretrain import whole_records
 from epicrisis.settings import load_settings
 from epicrisis.tracking.progress import say
+from epicrisis.training.device import make_accelerator
 
 
 def run(config_filepath: Path | None, overrides: Sequence[str]) -> None:

@@ -32,6 +32,16 @@ class PackedBatch:
         return PackedBatch(*moved)
 
     @property
+    def places(self) -> int:
+        """Places of tokens, padding included."""
+        return self.input_ids.numel()
+
+    @property
+    def useful_tokens(self) -> int:
+        """Tokens of documents."""
+        return int((self.position_ids[self.ends[:, 0], self.ends[:, 1]] + 1).sum())
+
+    @property
     def supervised_tokens(self) -> int:
         return int((self.labels != IGNORED).sum())
 

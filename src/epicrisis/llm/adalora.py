@@ -13,6 +13,7 @@ from torch import nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from epicrisis.settings import refuse
+from epicrisis.training.checkpoints import Checkpoints
 
 _FEWEST_STEPS = 5
 
@@ -53,6 +54,16 @@ def sharing_ranks(model: nn.Module, n_steps: int) -> Iterator[None]:
         yield
     finally:
         handle.remove()
+
+
+def refuse_resuming(module: nn.Module, checkpoints: Checkpoints) -> None:
+    """Raise InputError where training would go on from a checkpoint that cannot tell how ranks were shared out."""
+    if is_adalora(getattr(module, "model", module)) and checkpoints.latest() is not None:
+        raise refuse(
+            "training.resume",
+            "how far AdaLoRA has shared out its ranks is not kept in checkpoints",
+            "begin anew with training.overwrite_output_dir=true, or use lora.method: lora",
+        )
 
 
 def has_shared_out(model: PeftModel, adapter: str) -> bool:

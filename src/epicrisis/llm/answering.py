@@ -11,15 +11,16 @@ import polars as pl
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from epicrisis.cohort.task import TaskKind, classes_of_labels, kind_of_labels, label_matrix
+from epicrisis.cohort.task import TaskKind, classes_of_labels, kind_of_labels
 from epicrisis.corpus.prompt import Prompt, answer_sequences, make_prompt
 from epicrisis.llm.adapters import causal_model
 from epicrisis.llm.attention import attention_weight, documents_are_apart
-from epicrisis.llm.class_weights import ClassWeights
 from epicrisis.llm.classify import Layout, QuestionLesson
 from epicrisis.llm.heads import LabelTokens, ScoreHead
 from epicrisis.llm.trie import none_begins_another
 from epicrisis.settings import Settings, refuse
+from epicrisis.training.class_losses import fitted_weights, targets_of
+from epicrisis.training.class_weights import ClassWeights
 
 KEYS = ["subject_id", "prediction_time"]
 
@@ -38,8 +39,8 @@ class Answering:
         """For the task of these rows (train and tuning); InputError where it cannot be answered as the settings say."""
         kind, classes = kind_of_labels(rows), classes_of_labels(rows)
         check_head(settings, kind, classes)
-        has = targets_of(rows.filter(pl.col("split") == "train"), kind, classes)
-        weights = ClassWeights.fit(settings.training.class_weights, _with_all(has, len(classes)))
+        train = rows.filter(pl.col("split") == "train")
+        weights = fitted_weights(settings.training.class_weights, train, kind, classes)
         return cls(kind, classes, weights, prompt_for(settings, tokenizer))
 
     def saved(self) -> dict[str, Any]:
@@ -121,14 +122,3 @@ def lesson_for(
     return QuestionLesson(
         tokens, tokenizer, answering.prompt, max_length, targets, n_classes, weights=answering.weights, layout=layout
     )
-
-
-def targets_of(rows: pl.DataFrame, kind: TaskKind, classes: tuple[str, ...]) -> np.ndarray:
-    """As `QuestionLesson` has them: class indices int64 [n_rows], of several labels bool [n_rows, n_classes]."""
-    has = label_matrix(rows, classes).to_numpy()
-    return has if kind == "multilabel" else has.argmax(axis=1).astype(np.int64)
-
-
-def _with_all(has: np.ndarray, n_classes: int) -> np.ndarray:
-    """Class indices with every class among them at least once, so that each has a weight."""
-    return has if has.ndim == 2 else np.concatenate([has, np.setdiff1d(np.arange(n_classes), has)])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -19,7 +20,7 @@ from epicrisis.cohort import History
 from epicrisis.corpus.executors import executor_for
 from epicrisis.corpus.prepare import KEYS, Prepared, prepare
 from epicrisis.corpus.telling import Telling, narrator_once
-from epicrisis.llm.adalora import sharing_ranks
+from epicrisis.llm.adalora import refuse_resuming, sharing_ranks
 from epicrisis.llm.adapters import (
     CLINICAL,
     DOWNSTREAM,
@@ -32,17 +33,19 @@ from epicrisis.llm.adapters import (
 from epicrisis.llm.answering import Answering, head_for, layout_for, lesson_for, prompt_for
 from epicrisis.llm.backends import backend_for
 from epicrisis.llm.base import load_base, load_tokenizer
-from epicrisis.llm.batch_size import inference_batch_size
-from epicrisis.llm.checkpoints import Checkpoints
-from epicrisis.llm.classify import class_probabilities, tuning_metrics
-from epicrisis.llm.device import make_accelerator
+from epicrisis.llm.batch_size import inference_batch_size, settle_batch_size
+from epicrisis.llm.classify import tuning_metrics
 from epicrisis.llm.fuse import load_fused, new_tokens_file
 from epicrisis.llm.heads import NextToken, ScoreHead
-from epicrisis.llm.loop import make_plan, train
 from epicrisis.llm.pretrain import NarrativeLesson, packing_text, token_loss, whole_records
 from epicrisis.narrative import Lookups, Narrator, get_style
 from epicrisis.settings import Settings, refuse
 from epicrisis.tracking.progress import say
+from epicrisis.training.checkpoints import Checkpoints
+from epicrisis.training.class_losses import class_probabilities
+from epicrisis.training.device import make_accelerator
+from epicrisis.training.lessons import Lesson
+from epicrisis.training.loop import make_plan, train
 
 NARRATOR = "narrator"
 """The folder, beside adapters, of what their narratives are told with."""
@@ -90,7 +93,6 @@ class FittedLlm:
             scores = class_probabilities(
                 self.module,
                 lesson,
-                len(self.classes),
                 size,
                 self.accelerator,
                 corrected=settings.model.prior_correction,
@@ -136,16 +138,11 @@ class LlmArm:
         }
         size = inference_batch_size(settings.training)
         corrected, mass = settings.model.prior_correction, settings.model.answer_mass
-        train(
-            module,
-            lessons["train"],
-            settings.training,
-            accelerator,
-            Checkpoints(run.dir / "checkpoints", settings.training.save_total_limit, accelerator),
-            title="classify",
-            evaluate=lambda m: tuning_metrics(m, lessons["tuning"], size, accelerator, corrected=corrected, mass=mass),
-            log=run.log if accelerator.is_main_process else lambda **_: None,
-        )
+
+        def evaluate(module: nn.Module) -> dict[str, float]:
+            return tuning_metrics(module, lessons["tuning"], size, accelerator, corrected=corrected, mass=mass)
+
+        _learn(module, lessons["train"], settings, accelerator, run, evaluate)
         module.eval()
         return FittedLlm(settings, telling, module, accelerator, answering, run.dir)
 
@@ -214,16 +211,7 @@ def pretrain(settings: Settings, lookups: Lookups, rows: pl.DataFrame, history: 
 
     before = evaluate(module.eval())
     with sharing_ranks(model, make_plan(lesson.fewest_items, settings.training).n_steps):
-        train(
-            module,
-            lesson,
-            settings.training,
-            accelerator,
-            Checkpoints(run.dir / "checkpoints", settings.training.save_total_limit, accelerator),
-            title="pretrain",
-            evaluate=evaluate,
-            log=run.log if accelerator.is_main_process else lambda **_: None,
-        )
+        _learn(module, lesson, settings, accelerator, run, evaluate)
     after = evaluate(module.eval())
     if accelerator.is_main_process:
         directory = run.dir / "adapters" / CLINICAL
@@ -238,6 +226,30 @@ def pretrain(settings: Settings, lookups: Lookups, rows: pl.DataFrame, history: 
         "perplexity": after["perplexity"],
         **packing,
     }
+
+
+def _learn(
+    module: nn.Module,
+    lesson: Lesson,
+    settings: Settings,
+    accelerator: Accelerator,
+    run: Run,
+    evaluate: Callable[[nn.Module], dict[str, float]],
+) -> None:
+    """Train as the settings say, in batches that fit, with checkpoints in the run's folder."""
+    stage, is_main = str(settings.stage), accelerator.is_main_process
+    checkpoints = Checkpoints(run.dir / "checkpoints", settings.training.save_total_limit, accelerator)
+    if settings.training.resume:
+        refuse_resuming(module, checkpoints)
+
+    def tell(text: str) -> None:
+        if is_main:
+            say(f"{stage}: {text}")
+
+    training = settle_batch_size(module, lesson, settings.training, accelerator, checkpoints, tell)
+    log = run.log if is_main else lambda **_: None
+    log(batch_size=training.batch_size)
+    train(module, lesson, training, accelerator, checkpoints, title=stage, evaluate=evaluate, log=log)
 
 
 def telling_for(

@@ -13,11 +13,11 @@ from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from epicrisis.llm.adapters import adapter_directory
 from epicrisis.llm.attention import choose_attention, documents_are_apart
 from epicrisis.llm.backends import backend_for
-from epicrisis.llm.device import compute_dtype
 from epicrisis.llm.embedded import EMBEDDED, embedded_base, embedded_tokenizer
 from epicrisis.llm.new_tokens import FILE, add_rows, read_new_tokens, with_new_tokens
 from epicrisis.settings import Settings, refuse
 from epicrisis.settings.schema import ModelSettings
+from epicrisis.training.device import compute_dtype
 
 _PAD_CANDIDATES = ("<|finetune_right_pad_id|>", "<pad>", "[PAD]", "<|pad|>", "<unk>")
 

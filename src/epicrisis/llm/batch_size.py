@@ -18,13 +18,13 @@ from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 from torch import nn
 
 from epicrisis.llm.adapters import causal_model, lora_layers
-from epicrisis.llm.checkpoints import Checkpoints
 from epicrisis.llm.heads import NextToken
-from epicrisis.llm.lessons import Lesson, longest_items
 from epicrisis.llm.memory import Shape, kept_bytes, passing_bytes, state_bytes
-from epicrisis.llm.plan import sequences_per_step
 from epicrisis.settings import refuse
 from epicrisis.settings.schema import TrainingSettings
+from epicrisis.training.checkpoints import Checkpoints
+from epicrisis.training.lessons import Lesson, longest_items
+from epicrisis.training.plan import sequences_per_step
 
 CPU_SHARE = 0.5
 """Of the free RAM, what a batch may take by the estimate, which can be wrong by a factor of two."""

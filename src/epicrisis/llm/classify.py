@@ -8,16 +8,15 @@ from dataclasses import dataclass
 import datasets
 import numpy as np
 import torch
-import torch.nn.functional as F
 from accelerate import Accelerator
-from sklearn.metrics import roc_auc_score
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from epicrisis.corpus.packing import PackedBatch, pack, tight_rows
 from epicrisis.corpus.prompt import Prompt, make_prompt
-from epicrisis.llm.class_weights import ClassWeights
 from epicrisis.llm.heads import LabelTokens
+from epicrisis.training.class_losses import class_metrics, class_probabilities, loss_of
+from epicrisis.training.class_weights import ClassWeights
 
 
 @dataclass(frozen=True)
@@ -59,7 +58,6 @@ class QuestionLesson:
         self._targets = targets
         self._layout = layout or Layout()
         self.weights = weights or ClassWeights.even(n_classes)
-        self.n_classes = n_classes
         self.lengths = np.asarray(tokens["n_tokens"]) + self._prompt.n_tokens
 
     @property
@@ -106,49 +104,6 @@ class QuestionLesson:
         return loss_of(module(batch), targets, self.weights)
 
 
-def loss_of(logits: torch.Tensor, targets: torch.Tensor, weights: ClassWeights) -> torch.Tensor:
-    """Cross-entropy, of several labels their mean binary cross-entropy, weighted and summed over rows.
-
-    logits: [n, n_classes]; targets as `QuestionLesson` has them.
-    """
-    of_classes = torch.as_tensor(weights.values, dtype=logits.dtype, device=logits.device)
-    if not weights.multilabel:
-        return F.cross_entropy(logits, targets, weight=of_classes, reduction="sum")
-    each = F.binary_cross_entropy_with_logits(logits, targets.to(logits.dtype), reduction="none")
-    return (each * torch.where(targets.bool(), of_classes[:, 1], of_classes[:, 0])).mean(dim=1).sum()
-
-
-def probabilities_of(logits: torch.Tensor, weights: ClassWeights, *, corrected: bool = False) -> torch.Tensor:
-    """Probabilities float64 [n, n_classes]: a softmax, or of several labels a logistic function each.
-
-    corrected: for the classes' true shares, where weights made training see others.
-    """
-    logits = logits.double()
-    if corrected:
-        logits = logits - torch.as_tensor(weights.shift(), device=logits.device)
-    return torch.sigmoid(logits) if weights.multilabel else torch.softmax(logits, dim=-1)
-
-
-def class_probabilities(
-    module: nn.Module,
-    lesson: QuestionLesson,
-    n_classes: int,
-    batch_size: int,
-    accelerator: Accelerator,
-    *,
-    corrected: bool = False,
-) -> np.ndarray:
-    """Probabilities [n_rows, n_classes] float64; processes share the rows, each is scored exactly once."""
-    order = np.argsort(-lesson.lengths, kind="stable")
-    mine = order[accelerator.process_index :: accelerator.num_processes]
-    probabilities = torch.zeros((lesson.n_items, n_classes), dtype=torch.float64, device=accelerator.device)
-    with torch.inference_mode():
-        for items in lesson.batches(mine, batch_size):
-            logits = module(lesson.collate(items).to(accelerator.device))
-            probabilities[items] = probabilities_of(logits, lesson.weights, corrected=corrected)
-    return accelerator.reduce(probabilities, "sum").cpu().numpy()
-
-
 def tuning_metrics(
     module: nn.Module,
     lesson: QuestionLesson,
@@ -158,23 +113,12 @@ def tuning_metrics(
     corrected: bool = False,
     mass: bool = False,
 ) -> dict[str, float]:
-    """The mean loss, and the AUROC where it exists: of several classes or labels the mean of each against the rest.
+    """What `class_losses.class_metrics` tells of the lesson's rows; of answers also `answer_mass`, where asked for.
 
-    The loss is the one that is trained; corrected probabilities are of the true shares, so theirs is not weighted.
-    mass: also `answer_mass`, the mean share of the whole vocabulary's probability that the answers have.
+    answer_mass: the mean share of the whole vocabulary's probability that the answers have.
     """
-    targets, weights = lesson.targets, lesson.weights
-    found = class_probabilities(module, lesson, lesson.n_classes, batch_size, accelerator, corrected=corrected)
-    logits = np.log(np.clip(found, 1e-12, None))
-    if weights.multilabel:
-        logits = logits - np.log(np.clip(1 - found, 1e-12, None))
-    counted = ClassWeights.even(lesson.n_classes, multilabel=weights.multilabel) if corrected else weights
-    loss = loss_of(torch.from_numpy(logits), torch.from_numpy(targets), counted)
-    metrics = {"loss": float(loss) / len(targets)}
-    has = targets if weights.multilabel else np.eye(lesson.n_classes, dtype=bool)[targets]
-    both = has.any(axis=0) & ~has.all(axis=0)
-    if both.all() or (weights.multilabel and both.any()):
-        metrics["auroc"] = float(np.mean([roc_auc_score(has[:, c], found[:, c]) for c in np.flatnonzero(both)]))
+    found = class_probabilities(module, lesson, batch_size, accelerator, corrected=corrected)
+    metrics = class_metrics(found, lesson.targets, lesson.weights, corrected=corrected)
     if mass and isinstance(module, LabelTokens):
         metrics["answer_mass"] = answer_mass(module, lesson, batch_size, accelerator)
     return metrics

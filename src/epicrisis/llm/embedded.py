@@ -28,15 +28,15 @@ from epicrisis.corpus.prepare import Prepared, prepare
 from epicrisis.corpus.telling import Telling, fit_narrator
 from epicrisis.corpus.tokens import prompt_text
 from epicrisis.events.synthetic import synthesize
-from epicrisis.llm.checkpoints import Checkpoints
-from epicrisis.llm.device import make_accelerator
 from epicrisis.llm.heads import NextToken
-from epicrisis.llm.loop import train
 from epicrisis.llm.pretrain import NarrativeLesson, token_loss
 from epicrisis.llm.tiny_models import SHAPE, VOCABULARY, new_model, train_tokenizer
 from epicrisis.narrative import STYLES, Lookups, Narrator, get_style, load_lookups, render, shipped_lookup
 from epicrisis.settings.schema import TrainingSettings
 from epicrisis.tracking.progress import say
+from epicrisis.training.checkpoints import Checkpoints
+from epicrisis.training.device import make_accelerator
+from epicrisis.training.loop import train
 
 EMBEDDED = ("epicrisis/tiny-llama", "epicrisis/tiny-mistral")
 

@@ -19,10 +19,10 @@ from transformers import AutoModelForCausalLM, PreTrainedConfig
 from epicrisis.corpus.packing import PackedBatch, pack
 from epicrisis.llm.backends import backend_for
 from epicrisis.llm.base import keep_differentiable
-from epicrisis.llm.device import compute_dtype
 from epicrisis.llm.heads import NextToken, ScoreHead
 from epicrisis.llm.memory import Shape
 from epicrisis.settings import Settings
+from epicrisis.training.device import compute_dtype
 
 KEPT = 0.4
 """Of the speed of plain matrix products, what a whole training step keeps."""

@@ -20,7 +20,6 @@ from epicrisis.corpus.tokens import encode_narratives, encode_prompt, prompt_tex
 from epicrisis.llm.adapters import CLINICAL, DOWNSTREAM, adapters_in, causal_model, load_stacked
 from epicrisis.llm.arm import NARRATOR, telling_for
 from epicrisis.llm.base import load_base, load_tokenizer
-from epicrisis.llm.device import make_accelerator
 from epicrisis.llm.fuse import load_fused, new_tokens_file
 from epicrisis.llm.futures import Sampled, Target, count_risks, horizon_stop, opening
 from epicrisis.llm.sampling import Decoding, Written, log_probabilities, stop_at, texts_of, write
@@ -29,6 +28,7 @@ from epicrisis.narrative import Lookups, Narrator, get_style
 from epicrisis.narrative.header import HEADER_ROLES
 from epicrisis.settings import Settings, refuse
 from epicrisis.settings.schema import GenerationSettings
+from epicrisis.training.device import make_accelerator
 
 ANSWER_SCHEMA: dict[str, pl.DataType | type[pl.DataType]] = {
     "subject_id": pl.Int64,

@@ -25,9 +25,9 @@ from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedConfig
 
 from epicrisis.llm.cross_entropy import LOGITS_AT_ONCE
-from epicrisis.llm.device import compute_dtype
 from epicrisis.settings import Settings
 from epicrisis.settings.schema import LoraSettings, TrainingSettings
+from epicrisis.training.device import compute_dtype
 
 NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)
 """Per weight in 4-bit: a scale of 8 bits for 64 weights, and one of 32 bits for 256 scales (QLoRA, section 3)."""

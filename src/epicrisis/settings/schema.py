@@ -6,13 +6,13 @@ import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
-
-class Section(BaseModel):
-    """A frozen group of keys that knows no others."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+from epicrisis.settings.encoder_section import EncoderSettings
+from epicrisis.settings.section import Section
+from epicrisis.settings.structured_section import StructuredSettings
+from epicrisis.settings.survival_section import SurvivalSettings
+from epicrisis.settings.tabular_section import TabularSettings
 
 
 class ModelSettings(Section):
@@ -215,13 +215,6 @@ class TrainingSettings(Section):
     """Of adapters, data order, matching and resampling: the same seed repeats the run."""
 
 
-class TabularSettings(Section):
-    """The classical models on counts."""
-
-    min_subjects: int = Field(5, ge=1)
-    """Codes seen in fewer train subjects are no feature."""
-
-
 class EvaluationSettings(Section):
     """How predictions are judged."""
 
@@ -328,12 +321,29 @@ class FuseSettings(Section):
     """The folder to write, new or empty; `fused/<mode>` in the run directory where not given."""
 
 
+ArmName = Literal[
+    "llm",
+    "encoder",
+    "frozen_encoder",
+    "event_encoder",
+    "structured",
+    "behrt",
+    "exmed_bert",
+    "logistic_regression",
+    "random_forest",
+    "xgboost",
+    "lightgbm",
+    "oracle",
+]
+"""The model families."""
+
+
 class ArmSettings(Section):
     """One arm of a benchmark: a name and what differs from the rest of the file."""
 
     name: str
     """What the table calls it; its folder under `arms/` is named after it."""
-    overrides: dict[str, Any] = {}
+    overrides: dict[str, Any] = Field(default_factory=dict)
     """Keys of any section but data, evaluation and benchmark: `{arm: xgboost, tabular.min_subjects: 3}`."""
 
 
@@ -349,7 +359,7 @@ class BenchmarkSettings(Section):
 class Settings(Section):
     """One run."""
 
-    arm: Literal["llm", "encoder", "logistic_regression", "xgboost", "oracle"] | None = None
+    arm: ArmName | None = None
     """The model family; read off the sections where not given (num_classes without lora is an encoder)."""
     stage: Literal["pretrain", "classify"] | None = None
     """pretrain or classify; read off the sections where not given (num_classes means classify)."""
@@ -359,7 +369,10 @@ class Settings(Section):
     prepare: PrepareSettings = PrepareSettings()
     lora: LoraSettings = LoraSettings()
     training: TrainingSettings = TrainingSettings()
+    encoder: EncoderSettings = EncoderSettings()
+    structured: StructuredSettings = StructuredSettings()
     tabular: TabularSettings = TabularSettings()
+    survival: SurvivalSettings = SurvivalSettings()
     evaluation: EvaluationSettings = EvaluationSettings()
     synthetic: SyntheticSettings = SyntheticSettings()
     generation: GenerationSettings = GenerationSettings()

@@ -12,7 +12,7 @@ import numpy as np
 import polars as pl
 
 from epicrisis.cohort.task import BINARY_CLASSES, TaskKind, classes_of_labels, kind_of_labels, label_matrix
-from epicrisis.settings.problems import refuse
+from epicrisis.settings import Settings, refuse
 from epicrisis.tabular.boosted_trees import TreesModel, fit_trees
 from epicrisis.tabular.counts import CountFeatures, RowCodes, fit_features, group_by_code
 from epicrisis.tabular.examples import Examples, Tried
@@ -143,6 +143,16 @@ class XGBoostArm(TabularArm):
     """Gradient-boosted trees; see `boosted_trees`."""
 
     name = "xgboost"
+
+
+def logistic_regression(settings: Settings, _: Any) -> LogisticRegressionArm:
+    """The arm of these settings."""
+    return LogisticRegressionArm(min_subjects=settings.tabular.min_subjects, seed=settings.training.seed)
+
+
+def xgboost(settings: Settings, _: Any) -> XGBoostArm:
+    """The arm of these settings."""
+    return XGBoostArm(min_subjects=settings.tabular.min_subjects, seed=settings.training.seed)
 
 
 ARMS: dict[str, type[TabularArm]] = {arm.name: arm for arm in (LogisticRegressionArm, XGBoostArm)}

@@ -1,4 +1,4 @@
-"""The training loop that pretraining, classification and the embedded bases share."""
+"""The training loop that every arm with gradients shares, in all of its stages."""
 
 from __future__ import annotations
 
@@ -12,15 +12,6 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from epicrisis.llm.batch_size import settle_batch_size
-from epicrisis.llm.checkpoints import Checkpoints, Position
-from epicrisis.llm.device import check_storage
-from epicrisis.llm.lessons import FreshEachEpoch, Lesson, OfKnownLengths, planned_items, useful_tokens
-from epicrisis.llm.optimizers import make_optimizer, make_schedule
-from epicrisis.llm.plan import Order, Plan, items_of_step, make_plan
-from epicrisis.llm.random_state import random_state, seed_process, set_random_state
-from epicrisis.llm.sharding import full, is_sharded, make_whole, name_layers, whole
-from epicrisis.llm.signals import Interrupted, Stopped, StopRequest, interruptible, stop_request
 from epicrisis.settings import refuse
 from epicrisis.settings.schema import TrainingSettings
 from epicrisis.settings.watched import HIGHER_IS_BETTER, is_better
@@ -33,6 +24,14 @@ from epicrisis.tracking.progress import (
     say,
     say_where_time_went,
 )
+from epicrisis.training.checkpoints import Checkpoints, Position
+from epicrisis.training.device import check_storage
+from epicrisis.training.lessons import FreshEachEpoch, Lesson, OfKnownLengths, planned_items
+from epicrisis.training.optimizers import make_optimizer, make_schedule
+from epicrisis.training.plan import Order, Plan, items_of_step, make_plan
+from epicrisis.training.random_state import random_state, seed_process, set_random_state
+from epicrisis.training.sharding import full, is_sharded, make_whole, name_layers, whole
+from epicrisis.training.signals import Interrupted, Stopped, StopRequest, interruptible, stop_request
 
 __all__ = ["FreshEachEpoch", "Lesson", "Plan", "items_of_step", "make_plan", "train"]
 
@@ -53,10 +52,10 @@ def train(
 ) -> Position:
     """Train what requires gradients in `module` until the plan ends; return the final position.
 
-    `evaluate` gives metrics on tuning, `loss` among them; `log` takes them with the step. With
-    `training.resume` it goes on from the latest whole checkpoint, exactly as if it had never stopped;
-    otherwise all random numbers are seeded here. Asked to stop by a signal, it saves a checkpoint and raises
-    Stopped (exit code 0).
+    training: with a number for batch_size. `evaluate` gives metrics on tuning, `loss` among them; `log` takes them
+    with the step. With `training.resume` it goes on from the latest whole checkpoint, exactly as if it had never
+    stopped; otherwise all random numbers are seeded here. Asked to stop by a signal, it saves a checkpoint and
+    raises Stopped (exit code 0).
     Raises InputError for a metric_for_best that `evaluate` does not give.
     """
 
@@ -64,7 +63,6 @@ def train(
         if accelerator.is_main_process:
             say(f"{title}: {text}")
 
-    training = settle_batch_size(module, lesson, training, accelerator, checkpoints, tell)
     assert training.batch_size != "auto"
     plan = make_plan(planned_items(lesson), training)
     optimizer = make_optimizer(module, training)
@@ -198,8 +196,8 @@ class _Trainer:
             with self.watch.part("data"):
                 batch = lesson.collate(batch_items)
                 if counts:
-                    counted.useful += useful_tokens(batch)
-                    counted.places += batch.input_ids.numel()
+                    counted.useful += batch.useful_tokens
+                    counted.places += batch.places
                 batch = batch.to(accelerator.device)
             is_last = number == len(batches) - 1
             with nullcontext() if is_last else accelerator.no_sync(self.ready):

@@ -3,13 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, Self, runtime_checkable
 
 import numpy as np
 import torch
 from torch import nn
 
-from epicrisis.corpus.packing import PackedBatch
+
+class Batch(Protocol):
+    """What a module reads at once."""
+
+    @property
+    def places(self) -> int:
+        """Places of tokens in it, padding included."""
+        ...
+
+    @property
+    def useful_tokens(self) -> int:
+        """Tokens in it that are no padding."""
+        ...
+
+    def to(self, device: torch.device) -> Self:
+        """The same on another device."""
+        ...
 
 
 class Lesson(Protocol):
@@ -20,15 +36,15 @@ class Lesson(Protocol):
         """Items (packed rows or documents) in this epoch."""
         ...
 
-    def collate(self, items: Sequence[int]) -> PackedBatch:
-        """The batch of these items."""
+    def collate(self, items: Sequence[int]) -> Any:
+        """The batch of these items, a Batch."""
         ...
 
     def units(self, items: Sequence[int]) -> int:
         """Supervised units (tokens or documents) in these items: what the loss is averaged over."""
         ...
 
-    def loss_sum(self, module: nn.Module, batch: PackedBatch, items: Sequence[int]) -> torch.Tensor:
+    def loss_sum(self, module: nn.Module, batch: Any, items: Sequence[int]) -> torch.Tensor:
         """The loss summed over the batch's units."""
         ...
 
@@ -67,8 +83,3 @@ def longest_items(lesson: Lesson, n: int) -> list[int]:
     if isinstance(lesson, OfKnownLengths):
         return np.argsort(-lesson.item_lengths, kind="stable")[:n].tolist()
     return list(range(n))
-
-
-def useful_tokens(batch: PackedBatch) -> int:
-    """Tokens of documents in a batch: its places without the padding."""
-    return int((batch.position_ids[batch.ends[:, 0], batch.ends[:, 1]] + 1).sum())

@@ -6,9 +6,9 @@ import torch
 from torch import nn
 from transformers import get_scheduler
 
-from epicrisis.llm.parameters import parameter_groups
-from epicrisis.llm.plan import Plan
 from epicrisis.settings.schema import TrainingSettings
+from epicrisis.training.parameters import parameter_groups
+from epicrisis.training.plan import Plan
 
 
 def make_optimizer(module: nn.Module, training: TrainingSettings) -> torch.optim.Optimizer:

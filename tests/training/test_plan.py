@@ -6,8 +6,8 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from epicrisis.llm.plan import Order, items_of_step, make_plan
 from epicrisis.settings.schema import TrainingSettings
+from epicrisis.training.plan import Order, items_of_step, make_plan
 
 
 def test_the_effective_batch_size_goes_before_what_a_device_holds() -> None:

@@ -22,11 +22,10 @@ from torch.distributed.checkpoint.state_dict import (
     set_optimizer_state_dict,
 )
 
-from epicrisis.llm.adalora import is_adalora
-from epicrisis.llm.random_state import random_state, set_random_state
-from epicrisis.llm.sharding import copy_into, full, is_sharded
 from epicrisis.settings import refuse
 from epicrisis.tracking.progress import say
+from epicrisis.training.random_state import random_state, set_random_state
+from epicrisis.training.sharding import copy_into, full, is_sharded
 
 _MARK = "complete.json"
 _WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=True)
@@ -136,12 +135,6 @@ class Checkpoints:
         if found is None:
             return Position(), {}
         directory, position, mark = found
-        if is_adalora(getattr(module, "model", module)):
-            raise refuse(
-                "training.resume",
-                "how far AdaLoRA has shared out its ranks is not kept in checkpoints",
-                "begin anew with training.overwrite_output_dir=true, or use lora.method: lora",
-            )
         if mark["adapters"] != active_adapters(module):
             raise _other_run(f"its adapters are {mark['adapters']}, and this run's {active_adapters(module)}")
         load_trained_weights(module, load_file(directory / "trained.safetensors"))
