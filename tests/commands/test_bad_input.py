@@ -165,6 +165,10 @@ CASES: dict[str, tuple[Spoil, str]] = {
     ),
     "unknown key": (lambda data: ["training.sed=1"], "training.sed: is no key of a config"),
     "wrong type": (lambda data: ["training.seed=one"], "training.seed: input should be a valid integer"),
+    "words that YAML reads as others": (
+        lambda data: ["model.answers=[no, yes]"],
+        "unquoted no or yes as False\n +fix: put quotes",
+    ),
     "unknown style": (lambda data: ["narrative.style=sonnet"], "narrative.style: no style is called 'sonnet'"),
     "arm that pretrains not": (lambda data: ["stage=pretrain"], "stage: arm `logistic_regression` has no pretraining"),
     "arm of another version": (lambda data: ["arm=encoder"], "arm: `encoder` cannot be run"),

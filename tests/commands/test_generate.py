@@ -109,6 +109,17 @@ def test_answers_in_words_have_the_probabilities_that_the_classifier_predicts(cl
     assert told["said_an_answer"] == pytest.approx(answers["said"].is_not_null().mean())
 
 
+def test_a_prompt_of_ones_own_is_written_after_and_scored_alike(
+    dataset: Path, base: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    own = ["model.prompt='So far: {narrative} / {question} In short:'", "model.answers=['no', no doubt]"]
+    run = train(tmp_path_factory.mktemp("own") / "run", dataset, base, "stage=classify", *own)
+    assert generate(f"generation.run={run}", "generation.constrained=true") == 0
+    written = pl.read_parquet(run / "generation" / "predictions" / "held_out.parquet")
+    assert_frame_equal(written, pl.read_parquet(run / "predictions" / "held_out.parquet"), abs_tol=1e-5)
+    assert pl.read_parquet(run / "generation" / "held_out.answers.parquet")["said_only"].all()
+
+
 def test_constrained_answers_are_always_answers_and_greedy_takes_the_likelier(classifier: Path) -> None:
     assert generate(f"generation.run={classifier}", "generation.constrained=true") == 0
     answers = pl.read_parquet(classifier / "generation" / "held_out.answers.parquet")

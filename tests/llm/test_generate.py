@@ -9,11 +9,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import MistralConfig, MistralForCausalLM
 
+from epicrisis.corpus.prompt import make_prompt
 from epicrisis.corpus.tokens import encode_narratives
 from epicrisis.llm.adapters import CLINICAL, causal_model, lora_layers, save_adapter, stack
+from epicrisis.llm.answering import written_answers
 from epicrisis.llm.backends import backend_for
 from epicrisis.llm.base import load_base
-from epicrisis.llm.generate import answer_ids
 from epicrisis.llm.prefixes import ExpandedPrefix, SharedPrefix, attends_plainly
 from epicrisis.llm.random_numbers import stream_keys, uniform
 from epicrisis.llm.sampling import Decoding, log_probabilities, stop_at, texts_of, write
@@ -238,7 +239,7 @@ def test_a_trie_refuses_labels_that_it_cannot_tell_apart():
 
 def test_answers_are_tokenised_as_they_follow_the_question(tokenizer):
     question_and_answers = tokenizer(f"\n\nQuestion: {QUESTION}\nAnswer: yes", add_special_tokens=False)["input_ids"]
-    (no, yes) = answer_ids(tokenizer, QUESTION, ["no", "yes"])
+    (no, yes) = written_answers(tokenizer, make_prompt(tokenizer, QUESTION), ["no", "yes"])
     assert question_and_answers[-len(yes) :] == yes
     assert no != yes
     assert texts_of(tokenizer, [no, yes]) == [" no", " yes"]

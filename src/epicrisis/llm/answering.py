@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -94,8 +95,15 @@ def head_for(
     """The module that gives class logits for packed batches."""
     if settings.model.head == "score":
         return ScoreHead(model, len(answering.classes), settings.training.seed, settings.model.pooling)
-    sequences = answer_sequences(tokenizer, answering.prompt, settings.model.answers)
-    return LabelTokens(model, none_begins_another(sequences, tokenizer.eos_token_id))
+    return LabelTokens(model, written_answers(tokenizer, answering.prompt, settings.model.answers))
+
+
+def written_answers(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, answers: Sequence[str]) -> list[list[int]]:
+    """Each answer's token ids as they are scored and written after the prompt, with EOS where another goes on from it.
+
+    Raises InputError for an answer that would change how the prompt before it is tokenised.
+    """
+    return none_begins_another(answer_sequences(tokenizer, prompt, answers), tokenizer.eos_token_id)
 
 
 def layout_for(module: nn.Module) -> Layout:

@@ -16,14 +16,15 @@ from epicrisis.cohort import History
 from epicrisis.corpus.executors import executor_for
 from epicrisis.corpus.prepare import KEYS, prepare
 from epicrisis.corpus.telling import Telling
-from epicrisis.corpus.tokens import encode_narratives, encode_prompt, prompt_text
+from epicrisis.corpus.tokens import encode_narratives
 from epicrisis.llm.adapters import CLINICAL, DOWNSTREAM, adapters_in, causal_model, load_stacked
+from epicrisis.llm.answering import prompt_for, written_answers
 from epicrisis.llm.arm import NARRATOR, telling_for
 from epicrisis.llm.base import load_base, load_tokenizer
 from epicrisis.llm.fuse import load_fused, new_tokens_file
 from epicrisis.llm.futures import Sampled, Target, count_risks, horizon_stop, opening
 from epicrisis.llm.sampling import Decoding, Written, log_probabilities, stop_at, texts_of, write
-from epicrisis.llm.trie import make_trie, none_begins_another
+from epicrisis.llm.trie import make_trie
 from epicrisis.narrative import Lookups, Narrator, get_style
 from epicrisis.narrative.header import HEADER_ROLES
 from epicrisis.settings import Settings, refuse
@@ -169,9 +170,9 @@ def answer(
     """
     model, generation = author.settings.model, author.settings.generation
     assert author.model is not None  # no other engine writes answers
-    prompt = encode_prompt(author.tokenizer, model.question)
-    prompts = [ids + prompt for ids in encode_narratives(author.tokenizer, narratives)]
-    sequences = answer_ids(author.tokenizer, model.question, model.answers)
+    prompt = prompt_for(author.settings, author.tokenizer)
+    prompts = [prompt.lay(ids) for ids in encode_narratives(author.tokenizer, narratives)]
+    sequences = written_answers(author.tokenizer, prompt, model.answers)
     longest = max(map(len, sequences))
     decoding = decoding_of(generation, author.settings.training.seed)
     decoding = replace(decoding, stops=decoding.stops or (stop_at(["\n"]),))
@@ -191,19 +192,6 @@ def answer(
     )
     table = table.with_columns(_said(model.answers))
     return table.select(pl.col(name).cast(kind) for name, kind in ANSWER_SCHEMA.items())
-
-
-def answer_ids(tokenizer: PreTrainedTokenizerBase, question: str, answers: Sequence[str]) -> list[list[int]]:
-    """The token ids of each answer as it follows the prompt, with EOS where it begins another one.
-
-    Raises InputError for an answer that would change how the prompt before it is tokenised.
-    """
-    prompt = encode_prompt(tokenizer, question)
-    found = [tokenizer(f"{prompt_text(question)} {word}", add_special_tokens=False)["input_ids"] for word in answers]
-    odd = [word for word, ids in zip(answers, found, strict=True) if ids[: len(prompt)] != prompt or ids == prompt]
-    if odd:
-        raise refuse("model.answers", f"{odd} change how the question is tokenised", "choose other words")
-    return none_begins_another([ids[len(prompt) :] for ids in found], tokenizer.eos_token_id)
 
 
 def _said(answers: Sequence[str]) -> list[pl.Expr]:

@@ -108,14 +108,24 @@ def _explain(key: tuple[int | str, ...], details: Sequence[Any]) -> Problem:
     messages = dict.fromkeys(detail["msg"][0].lower() + detail["msg"][1:] for detail in details)
     given = details[0].get("input")
     shown = f" (given: {given!r})" if isinstance(given, str | int | float | bool) else ""
+    if isinstance(given, bool) and details[0]["type"] == "string_type":
+        what = f"should be text, and YAML reads an unquoted no or yes as {given}"
+        return Problem(where, what, "put quotes around it: ['no', 'yes']")
     return Problem(where, f"{', or '.join(messages)}{shown}", f"see {_section_of(where)}")
 
 
 def _key_of(loc: Sequence[int | str]) -> tuple[int | str, ...]:
     """The key that an error is about: `loc` goes deeper, into the items and the admitted types of its value."""
-    depth = 1 if loc[0] in ("arm", "stage") else 2
-    in_list = loc[:2] in (("benchmark", "arms"), ("generation", "targets"))
-    return tuple(loc[: 4 if in_list else depth])
+    section: type[BaseModel] = Settings
+    for depth, part in enumerate(loc, start=1):
+        if isinstance(part, int):  # of a list of sections
+            continue
+        field = section.model_fields.get(part)
+        inner = None if field is None else _section_in(field.annotation)
+        if inner is None:
+            return tuple(loc[:depth])
+        section = inner
+    return tuple(loc)
 
 
 def _without(tree: dict[str, Any], keys: Sequence[tuple[int | str, ...]]) -> dict[str, Any]:
@@ -136,12 +146,13 @@ def _section_of(where: str) -> str:
 def _nearest_key(loc: Sequence[int | str]) -> str:
     section: type[BaseModel] = Settings
     for part in (name for name in loc[:-1] if isinstance(name, str)):
-        annotation = section.model_fields[part].annotation
-        section = next(kind for kind in (annotation, *get_args(annotation)) if _is_section(kind))
+        section = _section_in(section.model_fields[part].annotation) or section
     known = list(section.model_fields)
     near = difflib.get_close_matches(str(loc[-1]), known, n=1)
     return f"did you mean `{near[0]}`?" if near else f"known keys here: {', '.join(known)}"
 
 
-def _is_section(kind: Any) -> bool:
-    return isinstance(kind, type) and issubclass(kind, BaseModel)
+def _section_in(annotation: Any) -> type[BaseModel] | None:
+    """The section that a key holds, or a list of them; None for a plain value."""
+    kinds = (annotation, *get_args(annotation))
+    return next((kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)), None)
