@@ -24,7 +24,7 @@ from epicrisis.llm.heads import LabelTokens, NextToken, hidden_states
 from epicrisis.llm.new_tokens import new_token_ids
 from epicrisis.llm.pretrain import NarrativeLesson
 from epicrisis.settings import InputError, settings_from
-from epicrisis.training.checkpoints import Checkpoints
+from epicrisis.training.checkpoints import Checkpoints, trained_weights
 from epicrisis.training.loop import train
 from epicrisis.training.parameters import parameter_groups
 from tests.llm.conftest import NARRATIVES, SHAPE
@@ -234,6 +234,39 @@ def test_adalora_ends_with_the_ranks_it_was_to_have(trained):
     left = sum(int((layer.lora_E[CLINICAL] != 0).sum()) for layer in layers)
     assert is_adalora(trained["adalora"].module.model)
     assert left == 4 * len(layers)  # of 6 each
+
+
+@pytest.mark.parametrize("cut_at", [2, 5], ids=["while ranks are taken away", "after"])
+def test_a_resumed_adalora_run_is_the_uninterrupted_one_bit_for_bit(bases, tied, csv, accelerator, tmp_path, cut_at):
+    def learn(folder, stop_at=None, resume=False):
+        changes = {"max_steps": 10, "epochs": 10, "save_steps": 1, "resume": resume}
+        settings = _settings("adalora", bases, tied, csv, **changes)
+        module = NextToken(_adapted(settings, accelerator))
+        tokenizer, tokens = _tokenized(settings, accelerator)
+        with sharing_ranks(module.model, 10) as sharing:
+
+            def evaluate(_):
+                if sharing.state_dict()["done"] == stop_at:
+                    raise KeyboardInterrupt
+                return {"loss": 1.0}
+
+            checkpoints = Checkpoints(folder, 1, accelerator, sharing)
+            training = settings.training.model_copy(update={"eval_steps": 1})
+            lesson = NarrativeLesson(tokens, tokenizer, 128)
+            train(
+                *(module, lesson, training, accelerator, checkpoints),
+                title="test",
+                evaluate=evaluate,
+                log=lambda **_: None,
+            )
+        return trained_weights(module)
+
+    whole = learn(tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        learn(tmp_path / "cut", stop_at=cut_at + 1)
+    assert (tmp_path / "cut" / f"step-000000{cut_at}").is_dir()
+    resumed = learn(tmp_path / "cut", resume=True)
+    assert all(torch.equal(resumed[name], whole[name]) for name in whole)
 
 
 def test_an_adalora_adapter_whose_ranks_were_not_shared_out_is_not_saved(bases, tied, csv, accelerator, tmp_path):

@@ -42,11 +42,6 @@ def problems_of(tree: dict[str, Any]) -> dict[str, str]:
         ({**PRETRAIN, "lora": {"method": "prompt"}, "training": {"framework": "unsloth"}}, "training.framework", "not"),
         ({**PRETRAIN, "lora": {"method": "adalora"}}, "training.keep_best", "the best step may be one before"),
         (
-            {**PRETRAIN, "lora": {"method": "adalora"}, "training": {"keep_best": False, "resume": True}},
-            "training.resume",
-            "importance scores",
-        ),
-        (
             {**PRETRAIN, "lora": {"method": "adalora", "r": 8, "initial_r": 8}, "training": {"keep_best": False}},
             "lora.initial_r",
             "leaves no rank to take away",

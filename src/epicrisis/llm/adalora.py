@@ -13,9 +13,10 @@ from torch import nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from epicrisis.settings import refuse
-from epicrisis.training.checkpoints import Checkpoints
 
 _FEWEST_STEPS = 5
+_IMPORTANCE = ("ipt", "exp_avg_ipt", "exp_avg_unc")
+"""What PEFT's allocator remembers of each weight's importance, smoothed over steps."""
 
 
 def is_adalora(model: nn.Module) -> bool:
@@ -23,47 +24,52 @@ def is_adalora(model: nn.Module) -> bool:
     return isinstance(model, PeftModel) and isinstance(model.base_model, AdaLoraModel)
 
 
+class RankSharing:
+    """An AdaLoRA adapter's ranks, shared out after each optimiser step: a state that checkpoints keep."""
+
+    def __init__(self, model: PeftModel, n_steps: int):
+        """All ranks learn for a tenth of the steps, then they are taken away; the last fifth trains what is left."""
+        self._tuner: Any = model.base_model
+        self._config = self._tuner.peft_config[self._tuner.trainable_adapter_name]
+        self._config.total_step, self._config.tinit, self._config.tfinal = n_steps, n_steps // 10, n_steps // 5
+        self._config.deltaT = max(1, n_steps // 100)
+        self._own = {id(parameter) for parameter in model.parameters() if parameter.requires_grad}
+        self._done = 0
+
+    def after_step(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
+        """Share out, if this optimizer moves the adapter; gradients are still there, as the method needs."""
+        if any(id(parameter) in self._own for group in optimizer.param_groups for parameter in group["params"]):
+            self._done += 1
+            self._tuner.update_and_allocate(self._done)
+
+    def state_dict(self) -> dict[str, Any]:
+        importance = {name: getattr(self._tuner.rankallocator, name) for name in _IMPORTANCE}
+        return {"done": self._done, "ranks": self._config.rank_pattern, **importance}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._done, self._config.rank_pattern = state["done"], state["ranks"]
+        for name in _IMPORTANCE:
+            setattr(self._tuner.rankallocator, name, state[name])
+
+
 @contextmanager
-def sharing_ranks(model: nn.Module, n_steps: int) -> Iterator[None]:
+def sharing_ranks(model: nn.Module, n_steps: int) -> Iterator[RankSharing | None]:
     """While it lasts, an AdaLoRA adapter shares its ranks out after each optimiser step; others are left alone.
 
-    All ranks learn for a tenth of the steps, then they are taken away towards the target, and the last fifth
-    trains what is left. Raises InputError for a run too short for that.
+    Raises InputError for a run too short for that.
     """
     if not is_adalora(model):
-        yield
+        yield None
         return
     if n_steps < _FEWEST_STEPS:
         what = f"AdaLoRA cannot share out its ranks in {n_steps} steps"
         raise refuse("lora.method", what, f"train for {_FEWEST_STEPS} steps or more, or set lora.method: lora")
-    tuner: Any = model.base_model
-    config = tuner.peft_config[tuner.trainable_adapter_name]
-    config.total_step, config.tinit, config.tfinal = n_steps, n_steps // 10, n_steps // 5
-    config.deltaT = max(1, n_steps // 100)
-    own = {id(parameter) for parameter in model.parameters() if parameter.requires_grad}
-    done = 0
-
-    def share_out(optimizer: torch.optim.Optimizer, *_: Any) -> None:
-        nonlocal done
-        if any(id(parameter) in own for group in optimizer.param_groups for parameter in group["params"]):
-            done += 1
-            tuner.update_and_allocate(done)
-
-    handle = register_optimizer_step_post_hook(share_out)  # gradients are still there, as the method needs
+    sharing = RankSharing(model, n_steps)  # type: ignore[arg-type]  # is_adalora has seen to it
+    handle = register_optimizer_step_post_hook(sharing.after_step)
     try:
-        yield
+        yield sharing
     finally:
         handle.remove()
-
-
-def refuse_resuming(module: nn.Module, checkpoints: Checkpoints) -> None:
-    """Raise InputError where training would go on from a checkpoint that cannot tell how ranks were shared out."""
-    if is_adalora(getattr(module, "model", module)) and checkpoints.latest() is not None:
-        raise refuse(
-            "training.resume",
-            "how far AdaLoRA has shared out its ranks is not kept in checkpoints",
-            "begin anew with training.overwrite_output_dir=true, or use lora.method: lora",
-        )
 
 
 def has_shared_out(model: PeftModel, adapter: str) -> bool:

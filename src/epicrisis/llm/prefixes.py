@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import nn
@@ -90,19 +90,29 @@ class _Shared:
         return laid.view(n_prompts, heads, self.most, group, size).transpose(1, 2)[self.owner, self.slot]
 
 
+def _padded(
+    prompts: list[list[int]], side: Literal["left", "right"], device: torch.device
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Token ids [n_prompts, longest] with zeros on one side, a column at least; and the prompts' lengths."""
+    lengths = [len(prompt) for prompt in prompts]
+    width = max(1, *lengths)
+    padding = [[0] * (width - length) for length in lengths]
+    if side == "right":
+        rows = [prompt + zeros for prompt, zeros in zip(prompts, padding, strict=True)]
+    else:
+        rows = [zeros + prompt for prompt, zeros in zip(prompts, padding, strict=True)]
+    return torch.tensor(rows, dtype=torch.long, device=device), torch.tensor(lengths, device=device)
+
+
 class SharedPrefix:
     """Prompts kept once, padded on the right, where no token of theirs can attend to the padding."""
 
     def __init__(self, causal: PreTrainedModel, prompts: list[list[int]], n_samples: int):
         self._causal = causal
-        device = causal.device
-        lengths = torch.tensor([len(prompt) for prompt in prompts], device=device)
-        width = max(1, int(lengths.max()))
-        ids = torch.zeros(len(prompts), width, dtype=torch.long)
-        for row, prompt in enumerate(prompts):
-            ids[row, : len(prompt)] = torch.tensor(prompt, dtype=torch.long)
+        ids, lengths = _padded(prompts, "right", causal.device)
+        device, width = causal.device, ids.shape[1]
         read: Any = DynamicCache(config=causal.config)
-        causal(input_ids=ids.to(device), past_key_values=read, use_cache=True, logits_to_keep=1)
+        causal(input_ids=ids, past_key_values=read, use_cache=True, logits_to_keep=1)
         owner = torch.arange(len(prompts), device=device).repeat_interleave(n_samples)
         self._shared = _Shared(
             [layer.keys for layer in read.layers],
@@ -153,17 +163,13 @@ class ExpandedPrefix:
 
     def __init__(self, causal: PreTrainedModel, prompts: list[list[int]], n_samples: int):
         self._causal = causal
-        device = causal.device
-        lengths = torch.tensor([len(prompt) for prompt in prompts], device=device)
-        width = max(1, int(lengths.max()))
-        ids = torch.zeros(len(prompts), width, dtype=torch.long)
-        for row, prompt in enumerate(prompts):
-            ids[row, width - len(prompt) :] = torch.tensor(prompt, dtype=torch.long)
-        told = torch.arange(width, device=device) >= width - lengths[:, None]
+        ids, lengths = _padded(prompts, "left", causal.device)
+        width = ids.shape[1]
+        told = torch.arange(width, device=causal.device) >= width - lengths[:, None]
         positions = (told.cumsum(1) - 1).clamp(min=0)
         self._cache = DynamicCache(config=causal.config)
         causal(
-            input_ids=ids.to(device),
+            input_ids=ids,
             attention_mask=told.long(),
             position_ids=positions,
             past_key_values=self._cache,

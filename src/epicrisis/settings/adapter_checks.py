@@ -46,9 +46,6 @@ def _method_problems(settings: Settings) -> list[Problem]:
             problems.append(
                 Problem(f"lora.{key}", f"`{method}` has no such thing", "leave it out, or set method: lora")
             )
-    if training.framework == "unsloth" and method != "none":
-        what = f"`{method}` is not tried with Unsloth"
-        problems.append(Problem("training.framework", what, "set training.framework: peft"))
     if method == "prefix" and training.gradient_checkpointing:
         what = "recomputing a layer drops the keys and values before it, which are the prefix"
         problems.append(Problem("training.gradient_checkpointing", what, "set it to false"))
@@ -68,9 +65,6 @@ def _adalora_problems(settings: Settings) -> list[Problem]:
     if lora.initial_r is not None and lora.initial_r <= lora.r:
         what = f"{lora.initial_r} leaves no rank to take away down to lora.r {lora.r}"
         problems.append(Problem("lora.initial_r", what, "make it larger than lora.r"))
-    if training.resume:
-        what = "AdaLoRA's importance scores are in no checkpoint, so the run would not go on as it was"
-        problems.append(Problem("training.resume", what, "begin the run again"))
     if training.keep_best:
         what = "the best step may be one before AdaLoRA had shared out its ranks"
         problems.append(Problem("training.keep_best", what, "set training.keep_best: false"))

@@ -21,6 +21,7 @@ from torch.distributed.checkpoint.state_dict import (
     get_optimizer_state_dict,
     set_optimizer_state_dict,
 )
+from torch.distributed.checkpoint.stateful import Stateful
 
 from epicrisis.settings import refuse
 from epicrisis.tracking.progress import say
@@ -78,10 +79,12 @@ def active_adapters(module: nn.Module) -> list[str]:
 class Checkpoints:
     """The folder `checkpoints/` of a run: `step-0000100` and the like, and the weights that did best."""
 
-    def __init__(self, directory: Path, keep: int, accelerator: Accelerator):
+    def __init__(self, directory: Path, keep: int, accelerator: Accelerator, also: Stateful | None = None):
+        """keep: so many of the latest. also: what training changes beside weights, the same in every process."""
         self._directory = directory
         self._keep = keep
         self._accelerator = accelerator
+        self._also = also
 
     def save(
         self,
@@ -109,8 +112,10 @@ class Checkpoints:
         if accelerator.is_main_process:
             save_file(weights, partial / "trained.safetensors")
             scaler = accelerator.scaler.state_dict() if accelerator.scaler is not None else {}
+            also = self._also.state_dict() if self._also is not None else {}
             torch.save(
-                {"optimizer": state, "schedule": schedule.state_dict(), "scaler": scaler}, partial / "optimizer.pt"
+                {"optimizer": state, "schedule": schedule.state_dict(), "scaler": scaler, "also": also},
+                partial / "optimizer.pt",
             )
             _mark_complete(partial, position, accelerator.num_processes, active_adapters(module))
             shutil.rmtree(target, ignore_errors=True)
@@ -143,6 +148,8 @@ class Checkpoints:
         schedule.load_state_dict(state["schedule"])
         if self._accelerator.scaler is not None and state["scaler"]:
             self._accelerator.scaler.load_state_dict(state["scaler"])
+        if self._also is not None:
+            self._also.load_state_dict(state["also"])
         return position, self._restore_process(directory, mark["processes"])
 
     def save_best(self, module: nn.Module, step: int) -> None:
