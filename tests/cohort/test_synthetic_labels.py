@@ -1,4 +1,4 @@
-"""Every label folder that `synthesize` writes is read as the task it is, or refused with a way out."""
+"""Every label folder that `synthesize` writes is read as the task it is."""
 
 from pathlib import Path
 
@@ -7,7 +7,6 @@ import pytest
 
 from epicrisis.cohort import build_cohort
 from epicrisis.events.synthetic import synthesize
-from epicrisis.settings.problems import InputError
 
 ROW = ["subject_id", "prediction_time"]
 
@@ -46,9 +45,12 @@ def test_subjects_without_a_new_diagnosis_have_an_empty_set_of_labels(dataset: P
     assert cohort.rows["label"].list.len().sum() == written["categorical_value"].count()
 
 
-def test_a_time_to_event_is_refused_with_a_way_out(dataset: Path) -> None:
-    with pytest.raises(InputError, match="threshold them into boolean_value"):
-        build_cohort(dataset, labels_dir=dataset / "labels" / "time_to_event")
+def test_a_time_to_event_is_a_survival_task(dataset: Path) -> None:
+    cohort = build_cohort(dataset, labels_dir=dataset / "labels" / "time_to_event")
+    written = pl.read_parquet(dataset / "labels" / "time_to_event" / "*.parquet")
+    assert (cohort.task.kind, cohort.task.classes) == ("survival", ())
+    assert cohort.rows["label"].struct.field("observed").sum() == written["event_observed"].sum() > 0
+    assert cohort.rows["label"].struct.field("days").sum() == pytest.approx(written["float_value"].cast(pl.Float64).sum())
 
 
 def test_index_dates_are_read_with_a_cutoff(dataset: Path) -> None:

@@ -139,7 +139,7 @@ def test_constrained_answers_are_always_answers_and_greedy_takes_the_likelier(cl
         (["generation.run={empty}"], "holds no finished run"),
         (["generation.run={finished}"], "its arm `logistic_regression` writes nothing"),
         (["generation.run={classifier}", *FUTURES], "distances back from the prediction time"),
-        (["generation.run={classifier}", "narrative.style=flat"], "narrative (style): is not what the run was trained"),
+        (["generation.run={classifier}", "narrative.style=flat"], "narrative (style): is not what this checkpoint"),
         (["generation.run={pretrained}", "generation.mode=futures"], "nothing is looked for"),
         (["generation.run={pretrained}", *FUTURES, "generation.max_new_tokens=250"], "no room for a narrative"),
         (["generation.run={pretrained}", *FUTURES, "generation.temperature=0"], "all futures of a row are the same"),

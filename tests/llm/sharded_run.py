@@ -1,8 +1,8 @@
 """Trains a small adapter in the processes that this script is launched with, its 4-bit base spread over them.
 
 accelerate shards over GPUs only; here it is made to take CPU processes for them, so that the same code runs.
-Arguments: a base's folder, where to write. The first process leaves the trained weights of a run that was
-not interrupted (whole) and of one that was and went on (resumed).
+Arguments: a base's folder, where to write. For each precision the first process leaves the trained weights of a run
+that was not interrupted (whole) and of one that was and went on (resumed).
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import sys
 from pathlib import Path
 
 import datasets
-import torch
 from accelerate import Accelerator, PartialState
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 from safetensors.torch import save_file
@@ -22,10 +21,10 @@ from transformers import AutoTokenizer
 
 from epicrisis.corpus.tokens import encode_narratives
 from epicrisis.llm.backends import backend_for
-from epicrisis.llm.base import keep_differentiable
+from epicrisis.llm.base import load_base
 from epicrisis.llm.heads import NextToken
 from epicrisis.llm.pretrain import NarrativeLesson, token_loss
-from epicrisis.settings.schema import LoraSettings, TrainingSettings
+from epicrisis.settings import settings_from
 from epicrisis.training.checkpoints import Checkpoints, trained_weights
 from epicrisis.training.loop import train
 from tests.llm.conftest import NARRATIVES
@@ -37,7 +36,12 @@ TRAINING = {
     "epochs": 9,
     "save_steps": 2,
     "eval_steps": 2,
-    "quant_storage": "float32",
+    "logging_steps": 1,
+    "learning_rate": 1e-2,
+}
+PRECISIONS = {
+    "float32": {"bf16": False, "quant_storage": "float32"},
+    "bfloat16": {"bf16": True, "quant_storage": "bfloat16"},  # as configs/accelerate/fsdp_qlora.yaml asks for
 }
 
 
@@ -55,23 +59,30 @@ def accelerator_for(sharded: bool) -> Accelerator:
     return Accelerator(cpu=True, fsdp_plugin=plugin)
 
 
-def learn(base_dir: Path, folder: Path, accelerator: Accelerator, *, stop_at: int | None = None, resume: bool = False):
+def learn(
+    base_dir: Path,
+    folder: Path,
+    accelerator: Accelerator,
+    precision: str,
+    *,
+    stop_at: int | None = None,
+    resume: bool = False,
+):
     """The trained weights, and whether they were spread, layer by layer, while training."""
     accelerator.free_memory()  # or it would go on with the model before, too
     tokenizer = AutoTokenizer.from_pretrained(base_dir)
     ids = encode_narratives(tokenizer, NARRATIVES * 3)
     tokens = datasets.Dataset.from_dict({"input_ids": ids, "n_tokens": [len(i) for i in ids]})
-    backend = backend_for("peft")
-    base = backend.load_base(
-        str(base_dir),
-        load_in_4bit=True,
-        dtype=torch.float32,
-        device=torch.device("cpu"),
-        max_length=128,
-        quant_storage="float32",
+    settings = settings_from(
+        {
+            "model": {"model_name": str(base_dir), "max_length": 128},
+            "lora": {"r": 4, "lora_dropout": 0.0},
+            "training": {**TRAINING, **PRECISIONS[precision], "output_dir": str(folder), "resume": resume},
+        },
+        check_files=False,
     )
-    keep_differentiable(base)
-    module = NextToken(backend.attach(base, "clinical", LoraSettings(r=4, lora_dropout=0.0), 0))
+    base = load_base(settings, accelerator)
+    module = NextToken(backend_for("peft").attach(base, "clinical", settings.lora, 0))
     lesson = NarrativeLesson(tokens, tokenizer, 128)
     spread = []
 
@@ -81,9 +92,8 @@ def learn(base_dir: Path, folder: Path, accelerator: Accelerator, *, stop_at: in
         if fields["step"] == stop_at and "train/loss" in fields:
             raise KeyboardInterrupt
 
-    training = TrainingSettings(output_dir=folder, logging_steps=1, learning_rate=1e-2, resume=resume, **TRAINING)
     train(
-        *(module, lesson, training, accelerator, Checkpoints(folder, 2, accelerator)),
+        *(module, lesson, settings.training, accelerator, Checkpoints(folder, 2, accelerator)),
         title="test",
         evaluate=lambda m: token_loss(m, lesson, 2, accelerator),
         log=log,
@@ -94,14 +104,16 @@ def learn(base_dir: Path, folder: Path, accelerator: Accelerator, *, stop_at: in
 
 def main(base_dir: Path, folder: Path) -> None:
     accelerator = accelerator_for(sharded=True)
-    whole, spread = learn(base_dir, folder / "a", accelerator)
-    assert spread, "nothing was spread over the processes"
-    with contextlib.suppress(KeyboardInterrupt):
-        learn(base_dir, folder / "b", accelerator, stop_at=3)
-    resumed, _ = learn(base_dir, folder / "b", accelerator, resume=True)
-    if accelerator.is_main_process:
-        save_file(whole, folder / "whole.safetensors")
-        save_file(resumed, folder / "resumed.safetensors")
+    for precision in PRECISIONS:
+        place = folder / precision
+        whole, spread = learn(base_dir, place / "a", accelerator, precision)
+        assert spread, "nothing was spread over the processes"
+        with contextlib.suppress(KeyboardInterrupt):
+            learn(base_dir, place / "b", accelerator, precision, stop_at=3)
+        resumed, _ = learn(base_dir, place / "b", accelerator, precision, resume=True)
+        if accelerator.is_main_process:
+            save_file(whole, place / "whole.safetensors")
+            save_file(resumed, place / "resumed.safetensors")
 
 
 if __name__ == "__main__":

@@ -15,8 +15,9 @@ from epicrisis.llm.backends import backend_for
 from epicrisis.llm.classify import Layout, QuestionLesson, tuning_metrics
 from epicrisis.llm.heads import LabelTokens, ScoreHead
 from epicrisis.settings import InputError
-from epicrisis.training.class_losses import class_probabilities, loss_of, probabilities_of
+from epicrisis.training.class_losses import loss_of, probabilities_of
 from epicrisis.training.class_weights import ClassWeights
+from epicrisis.training.outcome import row_predictions
 from tests.llm.conftest import QUESTION
 
 WORDS = ["a", "b", "c", "a", "b", "c"]
@@ -69,7 +70,7 @@ def test_every_kind_of_task_can_be_overfitted(settings, bases, tokenizer, keyed,
     after = tuning_metrics(module.eval(), lesson, 4, accelerator)
     assert after["loss"] < 0.2 < before["loss"]
     assert after["auroc"] == 1.0
-    found = class_probabilities(module, lesson, 4, accelerator)
+    found = row_predictions(module, lesson, 4, accelerator)
     assert found.shape == (6, 2 if kind == "binary" else 3)
     if kind != "multilabel":
         assert found.sum(axis=1) == pytest.approx(np.ones(6))
@@ -147,7 +148,7 @@ def test_a_classifier_is_loaded_as_it_was_saved_and_asked_as_it_was(settings, to
     answering = Answering.of_task(s, TASKS["multilabel"], tokenizer)
     again = Answering.load(answering.saved(), s, tokenizer)
     assert (again.kind, again.classes, again.prompt) == (answering.kind, answering.classes, answering.prompt)
-    assert np.array_equal(again.weights.values, answering.weights.values)
+    assert np.array_equal(again.outcome.weights.values, answering.outcome.weights.values)
     with pytest.raises(InputError, match="not what this checkpoint was trained with"):
         Answering.load(answering.saved(), settings(**{"model.head": "score", "model.question": "Or else?"}), tokenizer)
 
@@ -156,7 +157,7 @@ def test_however_documents_lie_their_scores_are_the_same(bases, tokenizer, token
     module = LabelTokens(AutoModelForCausalLM.from_pretrained(bases["llama"]).eval(), [5, 6])
     layouts = [Layout(packed=False), Layout(width_cost=0.0), Layout(width_cost=1e-4), Layout(width_cost=1.0)]
     scored = [
-        class_probabilities(module, QuestionLesson(tokens, tokenizer, QUESTION, 128, layout=layout), 2, accelerator)
+        row_predictions(module, QuestionLesson(tokens, tokenizer, QUESTION, 128, layout=layout), 2, accelerator)
         for layout in layouts
     ]
     for found in scored[1:]:

@@ -46,6 +46,16 @@ def plain(layer, hidden, targets):
     return F.cross_entropy(layer(hidden), targets, reduction="sum")
 
 
+def test_logits_far_apart_neither_overflow_nor_vanish():
+    layer = OutputLayer(model_with("frozen"))
+    hidden, targets = torch.randn(20, 32) * 5000, torch.randint(0, 500, (20,))  # logits of some thousands
+    expected = F.cross_entropy(hidden.double() @ layer.module.weight.double().T, targets, reduction="sum")
+    found = summed_cross_entropy(layer, hidden.requires_grad_(), targets)
+    torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=0)
+    found.backward()
+    assert torch.isfinite(hidden.grad).all()
+
+
 @pytest.mark.parametrize("kind", ["frozen", "trained", "lora", "gemma"])
 @pytest.mark.parametrize("n_logits", [1, 500 * 7, 2**25])
 def test_loss_and_gradients_are_the_plain_ones(kind, n_logits):

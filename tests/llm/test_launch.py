@@ -6,11 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
 from accelerate.utils.launch import prepare_multi_gpu_env
+from bitsandbytes.nn import Params4bit
 
 from epicrisis.llm.base import load_base
+from epicrisis.llm.fuse import logits_on_random_tokens
 from epicrisis.settings import InputError
 from epicrisis.settings.schema import TrainingSettings
 from epicrisis.training.device import Launch, check_storage, launch_problems, make_accelerator
@@ -93,8 +96,20 @@ def test_the_accelerator_is_not_made_for_a_wrong_combination(monkeypatch: pytest
         make_accelerator(TrainingSettings())
 
 
-def test_a_base_that_is_stored_otherwise_than_asked_for_is_refused(settings, accelerator) -> None:
-    base = load_base(settings("llama"), accelerator)
-    check_storage(base, TrainingSettings())
+@pytest.mark.parametrize("storage", ["bfloat16", "float16", "float32"])
+def test_4_bit_weights_are_stored_as_asked_for_and_are_the_same(settings, accelerator, storage: str) -> None:
+    plain = {"training.bf16": False}
+    asked = settings("llama", **plain, **{"training.quant_storage": storage})
+    base, usual = load_base(asked, accelerator), load_base(settings("llama", **plain), accelerator)
+    check_storage(base, asked.training)
+    found = {parameter.dtype for parameter in base.parameters() if isinstance(parameter, Params4bit)}
+    assert found == {getattr(torch, storage)}
+    assert torch.equal(logits_on_random_tokens(base), logits_on_random_tokens(usual))
+
+
+def test_a_base_that_is_stored_otherwise_than_asked_for_is_refused(settings, accelerator, tmp_path: Path) -> None:
+    """One that was quantised before it was saved keeps what it was stored as."""
+    load_base(settings("llama"), accelerator).save_pretrained(tmp_path)
+    asked = settings("llama", **{"model.model_name": str(tmp_path), "training.quant_storage": "bfloat16"})
     with pytest.raises(InputError, match="stored as uint8"):
-        check_storage(base, TrainingSettings(quant_storage="bfloat16"))
+        check_storage(load_base(asked, accelerator), asked.training)

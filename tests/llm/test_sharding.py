@@ -16,14 +16,17 @@ from epicrisis.training.sharding import is_sharded, make_whole, whole
 from tests.llm import sharded_run
 
 ROOT = Path(__file__).parents[2]
+TOLERANCE = {"float32": {"atol": 1e-5, "rtol": 1e-3}, "bfloat16": {"atol": 5e-4, "rtol": 1e-2}}
 LAUNCH = "from accelerate.commands.accelerate_cli import main; main()"
 
 
-@pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="needs gloo to join CPU processes")
-def test_two_processes_that_share_the_weights_learn_what_one_does(bases, accelerator, tmp_path):
+@pytest.fixture(scope="module")
+def sharded(bases, tmp_path_factory):
+    """The folder in which two processes that share the weights have left what they learnt."""
+    folder = tmp_path_factory.mktemp("sharded")
     flags = ["--config_file", str(ROOT / "configs" / "accelerate" / "cpu_two_processes.yaml")]
     ended = subprocess.run(
-        [sys.executable, "-c", LAUNCH, "launch", *flags, sharded_run.__file__, str(bases["llama"]), str(tmp_path)],
+        [sys.executable, "-c", LAUNCH, "launch", *flags, sharded_run.__file__, str(bases["llama"]), str(folder)],
         capture_output=True,
         text=True,
         check=False,
@@ -35,13 +38,19 @@ def test_two_processes_that_share_the_weights_learn_what_one_does(bases, acceler
         },
     )
     assert ended.returncode == 0, ended.stderr
-    alone, spread = sharded_run.learn(bases["llama"], tmp_path / "alone", accelerator)
+    return folder
+
+
+@pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="needs gloo to join CPU processes")
+@pytest.mark.parametrize("precision", sharded_run.PRECISIONS)
+def test_two_processes_that_share_the_weights_learn_what_one_does(sharded, bases, accelerator, tmp_path, precision):
+    alone, spread = sharded_run.learn(bases["llama"], tmp_path, accelerator, precision)
     assert not spread
-    sharded, resumed = (load_file(tmp_path / f"{name}.safetensors") for name in ("whole", "resumed"))
-    assert sharded.keys() == alone.keys()
+    whole, resumed = (load_file(sharded / precision / f"{name}.safetensors") for name in ("whole", "resumed"))
+    assert whole.keys() == alone.keys()
     for name, weights in alone.items():
-        torch.testing.assert_close(sharded[name], weights, atol=1e-5, rtol=1e-3)
-        assert torch.equal(resumed[name], sharded[name]), name
+        torch.testing.assert_close(whole[name], weights, **TOLERANCE[precision])
+        assert torch.equal(resumed[name], whole[name]), name
 
 
 def test_what_is_not_sharded_passes_through_unchanged():

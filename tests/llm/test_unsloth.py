@@ -1,173 +1,134 @@
-"""Unsloth instead of PEFT: the same numbers, the same files, and packed documents that stay apart.
+"""Unsloth instead of PEFT: the same numbers, the same files, and what it would do otherwise is refused."""
 
-Unsloth changes transformers, TRL and the environment when it is imported, so all that needs it runs in a process
-of its own; what PEFT makes of the same settings comes from this one.
-"""
+from __future__ import annotations
 
 import importlib.util
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
-import datasets
-import numpy as np
+import polars as pl
 import pytest
 import torch
-from peft import PeftModel
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM
 
 from epicrisis.corpus.packing import pack
-from epicrisis.corpus.tokens import answer_token_ids, encode_narratives
-from epicrisis.llm.adapters import CLINICAL, load_stacked, save_adapter, stack
-from epicrisis.llm.backends import backend_for
+from epicrisis.corpus.tokens import encode_narratives
+from epicrisis.llm.backends import Loading
 from epicrisis.llm.backends.unsloth import (
     VERSION,
+    attention_for,
     check_length,
-    check_precision,
+    check_loaded,
+    check_method,
     documents_are_apart,
     keep_documents_apart,
 )
 from epicrisis.llm.base import load_base
-from epicrisis.llm.classify import QuestionLesson
-from epicrisis.llm.heads import LabelTokens, NextToken, hidden_states
-from epicrisis.llm.pretrain import NarrativeLesson
+from epicrisis.llm.heads import hidden_states
 from epicrisis.settings import InputError, settings_from
-from epicrisis.training.checkpoints import Checkpoints, trained_weights
-from epicrisis.training.device import make_accelerator
-from epicrisis.training.loop import train
-from tests.llm.conftest import NARRATIVES, QUESTION
+from tests.llm import unsloth_run
+from tests.llm.conftest import NARRATIVES
+from tests.llm.unsloth_run import ATTENTIONS, CLASSIFIED, PRETRAINED, read, settings_of
 
 HAS_UNSLOTH = importlib.util.find_spec("unsloth") is not None
 NEEDS_UNSLOTH = pytest.mark.skipif(
     not HAS_UNSLOTH, reason=f"not installed: pip install --no-deps unsloth=={VERSION} unsloth_zoo=={VERSION}"
 )
-BASES = pytest.mark.parametrize("base", ["llama", "mistral"])
 TOLERANCE = {"atol": 1e-5, "rtol": 1e-4}
 
 
-def pretrain_and_stack(tree: dict, folder: Path) -> None:
-    """Pretrain with the framework of `tree`, stack over that adapter, and leave all the numbers in `folder`."""
-    settings = settings_from(tree, check_files=False)
-    accelerator = make_accelerator(settings.training)
-    tokenizer = AutoTokenizer.from_pretrained(settings.model.model_name)
-    documents = encode_narratives(tokenizer, NARRATIVES)
-    tokens = datasets.Dataset.from_dict({"input_ids": documents, "n_tokens": [len(d) for d in documents]})
-    base = load_base(settings, accelerator)
-    batch = pack(documents, [[0, 1, 2], [3, 4, 5]], tokenizer.pad_token_id)
-    numbers = {"packed": hidden_states(base, batch.to(accelerator.device))}
-    for i, document in enumerate(documents):
-        alone = pack([document], [[0]], tokenizer.pad_token_id)
-        numbers[f"alone {i}"] = hidden_states(base, alone.to(accelerator.device))[0]
-    model = backend_for(settings.training.framework).attach(base, CLINICAL, settings.lora, 0)
-    lesson = NarrativeLesson(tokens, tokenizer, 128)
-    numbers["token losses"], module = _losses(NextToken(model), lesson, settings, accelerator, folder / "a")
-    numbers |= {f"weight {name}": weight for name, weight in trained_weights(module).items()}
-    save_adapter(model, CLINICAL, folder / CLINICAL, "test")
-    stacked = _answers(load_base(settings, accelerator), folder, tokenizer, settings)
-    lesson = QuestionLesson(tokens, tokenizer, QUESTION, 128, np.array([0, 1, 0, 1, 0, 1]))
-    numbers["answer losses"], module = _losses(stacked, lesson, settings, accelerator, folder / "b")
-    numbers["answers"] = module.eval()(batch.to(accelerator.device)).detach()
-    torch.save({name: number.cpu() for name, number in numbers.items()}, folder / "numbers.pt")
-
-
-def _answers(base, folder, tokenizer, settings):
-    model = stack(base, folder / CLINICAL, settings.lora, clinical_trainable=False, seed=0)
-    return LabelTokens(model, answer_token_ids(tokenizer, QUESTION, ["no", "yes"]))
-
-
-def _losses(module, lesson, settings, accelerator, folder):
-    torch.manual_seed(5)  # what dropout drops
-    logged = []
-    checkpoints = Checkpoints(folder, 1, accelerator)
-    options = {"title": "test", "evaluate": lambda m: {"loss": 1.0}, "log": lambda **fields: logged.append(fields)}
-    train(module, lesson, settings.training, accelerator, checkpoints, **options)
-    return torch.tensor([fields["train/loss"] for fields in logged if "train/loss" in fields]), module
+@pytest.fixture(scope="module")
+def inputs(bases, tmp_path_factory) -> dict[str, str]:
+    """Where the bases and the new tokens are."""
+    csv = tmp_path_factory.mktemp("tokens") / "codes.csv"
+    pl.DataFrame({"token": ["Asthma"], "description": ["Cough pain"]}).write_csv(csv)
+    return {**{name: str(folder) for name, folder in bases.items()}, "codes.csv": str(csv)}
 
 
 @pytest.fixture(scope="module")
-def runs(bases, tmp_path_factory):
-    """{(framework, base): folder} of the same training by either library."""
-    folders = {}
-    for base, path in bases.items():
-        for framework in ("peft", "unsloth"):
-            folders[framework, base] = folder = tmp_path_factory.mktemp(f"{framework}-{base}")
-            tree = {
-                "model": {"model_name": str(path), "max_length": 128, "question": QUESTION},
-                "lora": {"r": 4, "lora_alpha": 8, "lora_dropout": 0.1},
-                "training": {"framework": framework, "bf16": False, "batch_size": 2, "learning_rate": 1e-2},
-            }
-            tree["training"] |= {"epochs": 4, "logging_steps": 1, "keep_best": False}
-            if framework == "peft":
-                pretrain_and_stack(tree, folder)
-            else:
-                call = "import sys, json; from pathlib import Path; "
-                call += "from tests.llm.test_unsloth import pretrain_and_stack as run; "
-                call += "run(json.loads(sys.argv[1]), Path(sys.argv[2]))"
-                subprocess.run([sys.executable, "-c", call, json.dumps(tree), str(folder)], check=True)
-    return folders
+def folders(inputs, tmp_path_factory) -> dict[str, Path]:
+    """What either framework has left of all cases; Unsloth, in a process of its own, has read PEFT's adapters too."""
+    places = {framework: tmp_path_factory.mktemp(framework) for framework in ("peft", "unsloth")}
+    ours, theirs = (str(places[framework]) for framework in ("peft", "unsloth"))
+    unsloth_run.run("peft", inputs, ours)
+    told = json.dumps({"framework": "unsloth", "inputs": inputs, "folder": theirs, "reads": ours})
+    subprocess.run([sys.executable, "-m", unsloth_run.__name__, told], check=True)
+    return places
 
 
-def _numbers(folder):
+def _numbers(folder: Path) -> dict[str, Any]:
     return torch.load(folder / "numbers.pt", weights_only=True)
 
 
-@NEEDS_UNSLOTH
-@BASES
-def test_packed_hidden_states_equal_unpacked_ones(runs, base):
-    numbers = _numbers(runs["unsloth", base])
-    starts = [0, 0]
-    for i in range(len(NARRATIVES)):
-        alone, row = numbers[f"alone {i}"], i // 3
-        together = numbers["packed"][row, starts[row] : starts[row] + len(alone)]
-        torch.testing.assert_close(together, alone, **TOLERANCE)
-        starts[row] += len(alone)
+def _assert_equal(found: Any, expected: Any, where: str) -> None:
+    """Numbers within TOLERANCE, everything else exactly."""
+    assert type(found) is type(expected), where
+    if isinstance(expected, dict):
+        assert found.keys() == expected.keys(), where
+        for name in expected:
+            _assert_equal(found[name], expected[name], f"{where}, {name}")
+    elif isinstance(expected, torch.Tensor):
+        torch.testing.assert_close(found, expected, **TOLERANCE, msg=lambda text: f"{where}: {text}")
+    elif expected and isinstance(expected, list) and isinstance(expected[0], torch.Tensor):
+        for place, (one, other) in enumerate(zip(found, expected, strict=True)):
+            _assert_equal(one, other, f"{where}, {place}")
+    else:
+        assert found == expected, where
 
 
 @NEEDS_UNSLOTH
-@BASES
-def test_both_libraries_learn_the_same(runs, base):
-    ours, theirs = (_numbers(runs[framework, base]) for framework in ("peft", "unsloth"))
-    assert ours.keys() == theirs.keys()
-    for name, number in ours.items():
-        torch.testing.assert_close(theirs[name], number, **TOLERANCE, msg=lambda text, name=name: f"{name}: {text}")
+@pytest.mark.parametrize("case", [*PRETRAINED, *CLASSIFIED, "fused", "packed"])
+def test_both_libraries_give_the_same_numbers(folders, case):
+    """Losses of every step, what was learnt, what is read, scored and written."""
+    ours, theirs = (_numbers(folders[framework] / case) for framework in ("peft", "unsloth"))
+    _assert_equal(theirs, ours, case)
 
 
 @NEEDS_UNSLOTH
-@BASES
-def test_both_stages_learn(runs, base):
-    numbers = _numbers(runs["unsloth", base])
-    for losses in (numbers["token losses"], numbers["answer losses"]):
-        assert losses[-1] < 0.9 * losses[0]
-    trained = [weight for name, weight in numbers.items() if name.startswith("weight ") and "lora_B" in name]
-    assert len(trained) == 2 * 7
-    assert all(weight.abs().max() > 0 for weight in trained), "an adapter that no gradient has reached"
+@pytest.mark.parametrize("case", [*PRETRAINED, *CLASSIFIED])
+def test_every_case_learns(folders, case):
+    numbers = _numbers(folders["unsloth"] / case)
+    assert len(numbers["losses"]) == unsloth_run.N_STEPS
+    assert numbers["loss after"] < numbers["loss before"]
+    assert all(weight.abs().max() > 0 for weight in numbers["weights"].values()), "no gradient has reached it"
 
 
 @NEEDS_UNSLOTH
-def test_an_adapter_of_one_library_loads_in_the_other(runs, bases, tmp_path):
-    """Unsloth reads what PEFT has saved, and PEFT what Unsloth has, to the same hidden states."""
-    base, ours, theirs = (str(path) for path in (bases["llama"], runs["peft", "llama"], runs["unsloth", "llama"]))
-    expected = states("peft", base, ours)
-    torch.testing.assert_close(states("peft", base, theirs), expected, **TOLERANCE)
-    read = (
-        "import sys, torch; from tests.llm.test_unsloth import states; torch.save(states(*sys.argv[1:4]), sys.argv[4])"
-    )
-    subprocess.run([sys.executable, "-c", read, "unsloth", base, ours, str(tmp_path / "read.pt")], check=True)
-    torch.testing.assert_close(torch.load(tmp_path / "read.pt", weights_only=True), expected, **TOLERANCE)
+@pytest.mark.parametrize("case", PRETRAINED)
+def test_an_adapter_of_one_library_loads_in_the_other(folders, inputs, case):
+    """Unsloth reads what PEFT has saved, and PEFT what Unsloth has, to the same logits."""
+    ours, theirs = (_numbers(folders[framework] / case)["read"] for framework in ("peft", "unsloth"))
+    torch.testing.assert_close(_numbers(folders["unsloth"] / case / "other")["read"], ours, **TOLERANCE)
+    settings = settings_of("peft", inputs, "pretrain", PRETRAINED[case])
+    torch.testing.assert_close(read(settings, folders["unsloth"] / case), theirs, **TOLERANCE)
 
 
-def states(framework: str, base: str, folder: str) -> torch.Tensor:
-    """Hidden states of a base with the saved adapter on it."""
-    tree = {"model": {"model_name": base, "max_length": 128}, "training": {"framework": framework, "bf16": False}}
-    settings = settings_from(tree, check_files=False)
-    accelerator = make_accelerator(settings.training)
-    model = load_stacked(load_base(settings, accelerator), Path(folder)).eval()
-    assert isinstance(model, PeftModel)
-    tokenizer = AutoTokenizer.from_pretrained(base)
-    batch = pack(encode_narratives(tokenizer, NARRATIVES), [[0, 1, 2], [3, 4, 5]], tokenizer.pad_token_id)
-    with torch.no_grad():
-        return hidden_states(model, batch.to(accelerator.device)).cpu()
+@NEEDS_UNSLOTH
+def test_a_run_that_was_broken_off_goes_on_as_if_it_had_not_been(folders):
+    numbers = _numbers(folders["unsloth"] / "nf4")
+    assert numbers["resumed"].keys() == numbers["weights"].keys()
+    assert all(torch.equal(numbers["resumed"][name], weight) for name, weight in numbers["weights"].items())
+
+
+@NEEDS_UNSLOTH
+@pytest.mark.parametrize("case", CLASSIFIED)
+def test_the_clinical_adapter_moves_only_where_it_may(folders, case):
+    assert _numbers(folders["unsloth"] / case)["clinical moved"] == (case == "clinical trainable")
+
+
+@NEEDS_UNSLOTH
+@pytest.mark.parametrize(("base", "attention"), ATTENTIONS)
+def test_packed_documents_do_not_see_each_other(folders, base, attention):
+    numbers = _numbers(folders["unsloth"] / "packed")[f"{base}, {attention}"]
+    assert numbers["attention"] == attention
+    for row, documents in zip(numbers["together"], (numbers["alone"][:3], numbers["alone"][3:]), strict=True):
+        alone = torch.cat(documents)
+        torch.testing.assert_close(row[: len(alone)], alone, **TOLERANCE)
+    torch.testing.assert_close(numbers["loss in pieces"], numbers["loss whole"])
 
 
 def test_without_unsloth_the_install_line_is_given(settings, accelerator, monkeypatch):
@@ -184,12 +145,37 @@ def test_positions_are_not_stretched(bases):
         check_length(str(bases["llama"]), 513)
 
 
-def test_another_precision_than_asked_for_is_refused(bases):
-    model = AutoModelForCausalLM.from_pretrained(bases["llama"], dtype=torch.float32)
-    check_precision(model, load_in_4bit=False, dtype=torch.float32)
+@pytest.fixture
+def loading(bases) -> Loading:
+    """A base in float32 on the CPU."""
+    tree = {"model": {"model_name": str(bases["llama"])}, "training": {"load_in_4bit": False, "bf16": False}}
+    return Loading.of(settings_from(tree, check_files=False), str(bases["llama"]), torch.device("cpu"))
+
+
+def test_another_base_or_precision_than_asked_for_is_refused(loading):
+    model = AutoModelForCausalLM.from_pretrained(loading.source, dtype=torch.float32)
+    check_loaded(model, loading)
     with pytest.raises(InputError) as refused:
-        check_precision(model, load_in_4bit=True, dtype=torch.bfloat16)
-    assert [problem.where for problem in refused.value.problems] == ["training.load_in_4bit", "training.bf16"]
+        check_loaded(model, replace(loading, source="another", load_in_4bit=True, dtype=torch.bfloat16))
+    found = [problem.where for problem in refused.value.problems]
+    assert found == ["model.model_name", "training.load_in_4bit", "training.bf16"]
+
+
+@pytest.mark.parametrize("asked", ["sdpa", "eager", "flex_attention"])
+def test_on_a_gpu_attention_cannot_be_chosen(loading, asked):
+    on_gpu = replace(loading, device=torch.device("cuda"))
+    assert attention_for(replace(loading, attention=asked)) == asked
+    assert attention_for(on_gpu) == "sdpa"
+    with pytest.raises(InputError, match=f"would pass over {asked}"):
+        attention_for(replace(on_gpu, attention=asked))
+
+
+@pytest.mark.parametrize("method", ["prefix", "prompt", "p_tuning"])
+def test_what_lies_before_the_text_is_refused_on_a_gpu(method):
+    check_method(method, torch.device("cpu"))
+    check_method("lora", torch.device("cuda"))
+    with pytest.raises(InputError, match="not been tried with Unsloth's own forward"):
+        check_method(method, torch.device("cuda"))
 
 
 def _leaking(bases, *, only_where_rows_are_many):

@@ -39,7 +39,21 @@ def problems_of(tree: dict[str, Any]) -> dict[str, str]:
             "training.gradient_checkpointing",
             "which are the prefix",
         ),
-        ({**PRETRAIN, "lora": {"method": "prompt"}, "training": {"framework": "unsloth"}}, "training.framework", "not"),
+        (
+            {**PRETRAIN, "model": {"attn_implementation": "flash_attention_2"}, "training": {"framework": "unsloth"}},
+            "model.attn_implementation",
+            "Unsloth chooses its attention by itself",
+        ),
+        (
+            {**PRETRAIN, "training": {"framework": "unsloth", "quant_storage": "bfloat16"}},
+            "training.quant_storage",
+            "as uint8 only",
+        ),
+        (
+            {**PRETRAIN, "training": {"load_in_4bit": False, "quant_storage": "bfloat16"}},
+            "training.quant_storage",
+            "only 4-bit weights are packed",
+        ),
         ({**PRETRAIN, "lora": {"method": "adalora"}}, "training.keep_best", "the best step may be one before"),
         (
             {**PRETRAIN, "lora": {"method": "adalora", "r": 8, "initial_r": 8}, "training": {"keep_best": False}},
@@ -97,6 +111,9 @@ def test_what_cannot_go_together_is_refused(tree: dict[str, Any], where: str, wh
     [
         {**PRETRAIN, "lora": {"method": "adalora"}, "training": {"keep_best": False}},
         {**PRETRAIN, "lora": {"method": "prefix"}},
+        {**PRETRAIN, "lora": {"method": "prompt"}, "training": {"framework": "unsloth"}},
+        {**PRETRAIN, "model": {"attn_implementation": "eager"}, "training": {"framework": "unsloth"}},
+        {**PRETRAIN, "training": {"quant_storage": "bfloat16"}},
         {**PRETRAIN, "lora": {"use_dora": True, "use_rslora": True, "init_lora_weights": "gaussian"}},
         {**PRETRAIN, "lora": {"init_lora_weights": "loftq"}},
         {**PRETRAIN, "lora": {"modules_to_train": ["head"]}, "training": {"embedding_learning_rate": 1e-5}},

@@ -29,16 +29,26 @@ def explanations() -> dict[tuple[str, str], str]:
 
 def keys() -> Iterator[tuple[str, type[BaseModel], str]]:
     """(key as it is written in an override, the class that holds it, its name)."""
-    for name, field in schema.Settings.model_fields.items():
-        kind = field.annotation
-        if isinstance(kind, type) and issubclass(kind, BaseModel):
-            yield from ((f"{name}.{key}", kind, key) for key in kind.model_fields)
-        else:
-            yield name, schema.Settings, name
+    yield from keys_of(schema.Settings)
     for key in schema.ArmSettings.model_fields:
         yield f"benchmark.arms[].{key}", schema.ArmSettings, key
     for key in schema.TargetSettings.model_fields:
         yield f"generation.targets[].{key}", schema.TargetSettings, key
+
+
+def keys_of(section: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, type[BaseModel], str]]:
+    """The keys of a section and of the sections inside it, which have no line of their own, after its own keys."""
+    nested = {}
+    for name, field in section.model_fields.items():
+        kind = field.annotation
+        if not (isinstance(kind, type) and issubclass(kind, BaseModel)):
+            yield prefix + name, section, name
+        elif prefix:
+            nested[name] = kind
+        else:
+            yield from keys_of(kind, f"{name}.")
+    for name, kind in nested.items():
+        yield from keys_of(kind, f"{prefix}{name}.")
 
 
 def default_text(kind: type[BaseModel], key: str) -> str:

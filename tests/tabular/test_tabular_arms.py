@@ -19,7 +19,9 @@ from epicrisis.settings.problems import InputError
 from epicrisis.tabular import ARMS, FittedArm, load_arm
 
 DATA = Path(__file__).parents[2].parent / "shared" / "data"
-NAMES = ("logistic_regression", "xgboost")
+NAMES = ("logistic_regression", "random_forest", "xgboost", "lightgbm")
+CHOSEN = dict(zip(NAMES, ("C", "min_samples_leaf", "n_trees", "n_trees"), strict=True))
+SUFFIXES = {".json", ".safetensors", ".ubj", ".txt"}
 T0 = datetime(2020, 1, 1)
 
 
@@ -83,7 +85,7 @@ def test_learns_what_is_there(name: str) -> None:
     (line,) = run.lines
     assert (line["arm"], line["n_train"], line["n_codes"], line["n_values"]) == (name, 400, 13, 2)
     assert line["tuning_auroc"]
-    assert line["C"] if name == "logistic_regression" else line["n_trees"]
+    assert line[CHOSEN[name]]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -137,11 +139,19 @@ def test_the_same_seed_gives_the_same_model_and_another_seed_another(name: str) 
     rows, history = cohort(400)
     first, again = (ARMS[name](seed=3).fit(rows, history, Log()).predict(rows, history) for _ in range(2))
     assert np.array_equal(first, again)
-    if name == "xgboost":
+    if name != "logistic_regression":
         assert not np.array_equal(first, ARMS[name](seed=4).fit(rows, history, Log()).predict(rows, history))
 
 
-@pytest.mark.parametrize(("name", "fixed"), [(NAMES[0], "C fixed at 0.1"), (NAMES[1], "100 trees, no early stopping")])
+@pytest.mark.parametrize(
+    ("name", "fixed"),
+    [
+        ("logistic_regression", "C fixed at 0.1"),
+        ("random_forest", "leaves of one row or more"),
+        ("xgboost", "100 trees, no early stopping"),
+        ("lightgbm", "100 trees, no early stopping"),
+    ],
+)
 def test_what_was_not_tuned_is_said(name: str, fixed: str) -> None:
     rows, history = cohort(400, n_tuning=49)
     fitted = ARMS[name]().fit(rows, history, Log())
@@ -176,7 +186,7 @@ def test_saved_arms_predict_the_same_in_a_fresh_process(tmp_path: Path) -> None:
         fitted = ARMS[name]().fit(rows, history, Log())
         fitted.save(tmp_path / name)
         expected[name] = fitted.predict(rows, history)[:, 1]
-        assert {path.suffix for path in (tmp_path / name).iterdir()} <= {".json", ".safetensors", ".ubj"}
+        assert {path.suffix for path in (tmp_path / name).iterdir()} <= SUFFIXES
     program = (
         "import json, polars as pl\n"
         "from pathlib import Path\n"
@@ -196,7 +206,10 @@ def test_saved_arms_predict_the_same_in_a_fresh_process(tmp_path: Path) -> None:
 @pytest.mark.skipif(not (DATA / "gibleed").is_dir(), reason=f"the GI-bleed cohort is not at {DATA}")
 @pytest.mark.parametrize(
     ("name", "reference"),
-    [(NAMES[0], "logistic_regression_code_counts_plus_age"), (NAMES[1], "xgboost_code_counts_last_value_plus_age")],
+    [
+        ("logistic_regression", "logistic_regression_code_counts_plus_age"),
+        ("xgboost", "xgboost_code_counts_last_value_plus_age"),
+    ],
 )
 def test_reproduces_the_reference_on_the_gi_bleed_cohort(name: str, reference: str) -> None:
     known = json.loads((DATA / "gibleed" / "references.json").read_text())["tasks"]["gi_bleed"]

@@ -2,7 +2,8 @@
 
 Label tables hold subject_id, prediction_time and up to four value columns, of which most writers fill one
 (ACES writes all four). The filled one says what the task is: boolean → binary; integer → multiclass;
-categorical → multiclass, or multilabel where a (subject, time) has several rows or the value is a list.
+categorical → multiclass, or multilabel where a (subject, time) has several rows or the value is a list;
+float, with a Boolean column event_observed beside it → survival, in days from the prediction time.
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ _VALUE_TYPES: dict[str, pl.DataType] = {
     "float_value": pl.Float64(),
     "categorical_value": pl.List(pl.String),
 }
+OBSERVED = "event_observed"
+"""Beside float_value: whether the event came after so many days, or only the follow-up ended."""
 _SEVERAL_TASKS = "point data.labels_dir at one task's folder, and keep one value column filled in it"
 
 
@@ -39,12 +42,14 @@ class Labels:
 def read_labels(labels_dir: Path) -> Labels:
     """Reads every label file below the folder.
 
-    Raises InputError: no folder or files, wrong columns, no or several filled value columns, float labels,
-    null times or values, rows of one (subject, time) that disagree.
+    Raises InputError: no folder or files, wrong columns, no or several filled value columns, floats that are no
+    days to an event, null times or values, rows of one (subject, time) that disagree.
     """
     table = _read_label_files(Path(labels_dir))
     value = _filled_value_column(table, labels_dir)
     _refuse_nulls(table, value, labels_dir)
+    if value == "float_value":
+        return _survival_labels(table, labels_dir)
     if value == "categorical_value":
         return _categorical_labels(table, labels_dir)
     label = pl.col(value) if value == "boolean_value" else pl.col(value).cast(pl.String)
@@ -105,7 +110,7 @@ def _read_label_file(path: Path) -> pl.DataFrame:
         pl.col("prediction_time").cast(TIME),
         *(
             (pl.col(name) if name in table.columns else pl.lit(None)).cast(dtype).alias(name)
-            for name, dtype in _VALUE_TYPES.items()
+            for name, dtype in {**_VALUE_TYPES, OBSERVED: pl.Boolean()}.items()
         ),
     )
 
@@ -116,6 +121,8 @@ def _column_problems(table: pl.DataFrame, path: Path) -> list[Problem]:
     wrong = [name for name in KEY if not _right_key_type(name, table.schema.get(name))]
     values = [name for name in _VALUE_TYPES if name in table.columns]
     wrong += [name for name in values if not _right_value_type(name, table.schema[name])]
+    if "float_value" in values and table.schema.get(OBSERVED, pl.Boolean()) not in (pl.Boolean, pl.Null):
+        wrong.append(OBSERVED)
     if not values:
         wrong.append(" or ".join(_VALUE_TYPES))
     what = "is missing or of a wrong type"
@@ -149,15 +156,19 @@ def _filled_value_column(table: pl.DataFrame, labels_dir: Path) -> str:
     if len(filled) > 1:
         what = f"which column is the label is ambiguous: {', '.join(filled)} all hold values"
         raise refuse(str(labels_dir), what, _SEVERAL_TASKS)
-    if filled == ["float_value"]:
-        fix = "bin the values into categorical_value, or threshold them into boolean_value"
-        raise refuse(str(labels_dir), "float_value asks for regression, which is not supported", fix)
+    if filled == ["float_value"] and table[OBSERVED].null_count() == table.height:
+        fix = (
+            f"add a Boolean column {OBSERVED}, which makes the values days to an event (survival); "
+            "or bin the values into categorical_value, or threshold them into boolean_value"
+        )
+        raise refuse(str(labels_dir), "float_value alone asks for regression, which is not supported", fix)
     return filled[0]
 
 
 def _refuse_nulls(table: pl.DataFrame, value: str, labels_dir: Path) -> None:
     """Null values are refused except among words, where a null says "none of them" once it is multilabel."""
     required = [*KEY] if value == "categorical_value" else [*KEY, value]
+    required += [OBSERVED] if value == "float_value" else []
     problems = [
         Problem(str(labels_dir), f"{count} rows have a null {name}", "fill or remove them")
         for name in required
@@ -165,6 +176,17 @@ def _refuse_nulls(table: pl.DataFrame, value: str, labels_dir: Path) -> None:
     ]
     if problems:
         raise InputError(problems)
+
+
+def _survival_labels(table: pl.DataFrame, labels_dir: Path) -> Labels:
+    days = pl.col("float_value")
+    wrong = table.filter((days < 0) | ~days.is_finite()).height
+    if wrong:
+        what = f"{wrong} rows have a float_value that is negative, NaN or infinite"
+        raise refuse(str(labels_dir), what, "give the days from prediction_time to the event or the end of follow-up")
+    label = pl.struct(days.alias("days"), pl.col(OBSERVED).alias("observed")).alias("label")
+    rows = one_label_each(table.select(*KEY, label), str(labels_dir))
+    return Labels(rows, Task(Path(labels_dir).name, "survival", ()), _duplicate_notes(table, rows))
 
 
 def _categorical_labels(table: pl.DataFrame, labels_dir: Path) -> Labels:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from importlib import import_module
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import polars as pl
@@ -47,15 +47,53 @@ class Arm(Protocol):
 ARMS = {
     "llm": "epicrisis.llm.arm:LlmArm",
     "logistic_regression": "epicrisis.tabular.arms:logistic_regression",
+    "random_forest": "epicrisis.tabular.arms:random_forest",
     "xgboost": "epicrisis.tabular.arms:xgboost",
+    "lightgbm": "epicrisis.tabular.arms:lightgbm",
+    "encoder": "epicrisis.encoders.arm:encoder",
+    "frozen_encoder": "epicrisis.encoders.frozen:frozen_encoder",
+    "event_encoder": "epicrisis.encoders.events:event_encoder",
+    "structured": "epicrisis.structured.arm:StructuredArm",
+    "behrt": "epicrisis.structured.behrt:behrt",
+    "exmed_bert": "epicrisis.structured.exmed:exmed_bert",
     "oracle": "epicrisis.commands.oracle:oracle",
 }
 """Where each arm is made, by a callable that takes the settings and the lookups; imported when it is asked for."""
+
+PRETRAINERS = {
+    "llm": "epicrisis.llm.arm:pretrain",
+    "event_encoder": "epicrisis.encoders.events:pretrain",
+    "structured": "epicrisis.structured.pretrain:pretrain",
+    "behrt": "epicrisis.structured.behrt:pretrain",
+    "exmed_bert": "epicrisis.structured.exmed:pretrain",
+}
+"""What pretrains each arm that can be: a callable of settings, lookups, rows, history and run, giving figures."""
+
+
+class Pretrainer(Protocol):
+    """Learns from records without labels and leaves what classification begins with in the run directory."""
+
+    def __call__(
+        self, settings: Settings, lookups: Lookups, rows: pl.DataFrame, history: History, run: RunDirectory
+    ) -> dict[str, float]:
+        """Figures for the summary, `loss_before` and `loss` (of tuning) among them."""
+        ...
 
 
 def make_arm(settings: Settings, lookups: Lookups) -> Arm:
     """The arm that the settings name. Raises InputError for one that is not there."""
     if settings.arm not in ARMS:
         raise refuse("arm", f"`{settings.arm}` cannot be run by this version", f"choose one of {', '.join(ARMS)}")
-    module, _, maker = ARMS[settings.arm].partition(":")
-    return getattr(import_module(module), maker)(settings, lookups)
+    return _found(ARMS[settings.arm])(settings, lookups)
+
+
+def pretrainer_of(settings: Settings) -> Pretrainer:
+    """What pretrains the arm that the settings name. Raises InputError for one that has no pretraining."""
+    if settings.arm not in PRETRAINERS:
+        raise refuse("stage", f"arm `{settings.arm}` has no pretraining", "set stage: classify")
+    return _found(PRETRAINERS[settings.arm])
+
+
+def _found(where: str) -> Any:
+    module, _, name = where.partition(":")
+    return getattr(import_module(module), name)

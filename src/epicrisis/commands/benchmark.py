@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from accelerate import PartialState
 
 from epicrisis.cohort import Cohort, rows_fingerprint
-from epicrisis.commands.judging import Predictions, judge_and_report
+from epicrisis.cohort.few_shot import Draw, shots
+from epicrisis.commands.judging import Predictions, arm_directories, arm_path, draws_of, judge_and_report
 from epicrisis.commands.preflight import refuse_unless_runnable
 from epicrisis.commands.processes import processes
 from epicrisis.commands.train import SPLITS_JUDGED, fit_and_predict, open_inputs, open_together, refuse_unopenable
@@ -28,7 +29,7 @@ _SHARED = ("data", "benchmark", "evaluation")
 
 
 def run(config_filepath: Path | None, overrides: Sequence[str]) -> None:
-    """Fit every arm of `benchmark.arms` and judge them together.
+    """Fit every arm of `benchmark.arms`, on few shots too where asked, and judge them together.
 
     An arm that finished before with the same settings on the same rows is not run again.
     """
@@ -43,7 +44,13 @@ def run(config_filepath: Path | None, overrides: Sequence[str]) -> None:
     for own in arms.values():
         refuse_unless_runnable(own, cohort, lookups)
     directory = open_together(_reopening(settings), state)
-    predictions = {name: _run_arm(own, cohort, lookups, name, state) for name, own in arms.items()}
+    predictions: dict[str, Predictions] = {}
+    for draw in draws_of(settings):
+        seen = replace(cohort, rows=shots(cohort.rows, draw.k, draw.replicate, settings.training.seed))
+        predictions = {
+            name: _run_arm(_on(own, draw), seen, lookups, f"{name}, {draw}" if draw.k else name, state)
+            for name, own in arms.items()
+        }
     if state.is_main_process:
         judge_and_report(directory, settings, cohort, lookups, predictions, arm_directories(settings))
 
@@ -57,19 +64,15 @@ def arm_settings(settings: Settings, tree: dict[str, Any], arm: ArmSettings) -> 
         raise InputError(
             [Problem(f"benchmark.arms ({arm.name})", f"changes `{key}`", "set it once for all arms") for key in shared]
         )
-    place = {"training": {"output_dir": str(_arm_path(settings, arm))}}
+    place = {"training": {"output_dir": str(arm_path(settings, arm))}}
     base = {key: value for key, value in tree.items() if key != "benchmark"}
     return settings_from(merge(merge({"stage": "classify", **base}, own), place))
 
 
-def arm_directories(settings: Settings) -> dict[str, RunDirectory]:
-    """Each arm's run directory; empty where the config lists no arms."""
-    return {arm.name: RunDirectory(_arm_path(settings, arm)) for arm in settings.benchmark.arms}
-
-
-def _arm_path(settings: Settings, arm: ArmSettings) -> Path:
-    folder = re.sub(r"[^A-Za-z0-9]+", "-", arm.name).strip("-").lower()
-    return settings.training.output_dir / "arms" / folder
+def _on(settings: Settings, draw: Draw) -> Settings:
+    """An arm's settings with the run directory of its run on these shots."""
+    place = draw.folder(settings.training.output_dir)
+    return settings.model_copy(update={"training": settings.training.model_copy(update={"output_dir": place})})
 
 
 def _reopening(settings: Settings) -> Settings:

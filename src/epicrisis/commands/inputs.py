@@ -7,6 +7,7 @@ from pathlib import Path
 import polars as pl
 
 from epicrisis.cohort import Cohort, build_cohort
+from epicrisis.events.patient_json import convert_patients
 from epicrisis.events.tokenised import convert_tokenised
 from epicrisis.narrative import Lookups, load_lookups, shipped_lookup
 from epicrisis.narrative.coverage import CoverageCounts, coverage, coverage_counts, merge_counts
@@ -20,8 +21,11 @@ def open_cohort(settings: Settings, *, training: bool = True) -> Cohort:
     meds_dir, index_dates = data.meds_dir, data.index_dates_filepath
     if data.data_dir is not None:
         meds_dir, index_dates = _from_tokenised(settings)
+    if data.patients_json is not None:
+        meds_dir = _from_patients(settings, data.patients_json)
     if meds_dir is None:
-        raise refuse("data.meds_dir", "no data is named", "give data.meds_dir (MEDS) or data.data_dir")
+        fix = "give data.meds_dir (MEDS), data.data_dir or data.patients_json"
+        raise refuse("data.meds_dir", "no data is named", fix)
     return build_cohort(
         meds_dir,
         labels_dir=data.labels_dir,
@@ -89,3 +93,13 @@ def _from_tokenised(settings: Settings) -> tuple[Path, Path | None]:
         mark_done(place, "meds", inputs, [target])
     index_dates = None if data.labels_dir else data.index_dates_filepath or data.labels_filepath
     return target, index_dates
+
+
+def _from_patients(settings: Settings, path: Path) -> Path:
+    """Patients in JSON as a MEDS dataset inside the run directory."""
+    place = settings.training.output_dir
+    target, inputs = place / "meds", {"patients": path}
+    if not stage_done(place, "meds", inputs):
+        convert_patients(path, target)
+        mark_done(place, "meds", inputs, [target])
+    return target

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +13,18 @@ import polars as pl
 from omegaconf import OmegaConf
 
 from epicrisis.cohort import Cohort
+from epicrisis.cohort.few_shot import REPLICATES, Draw, draws, shortfalls
+from epicrisis.cohort.task import kind_of_labels
 from epicrisis.commands.inputs import coverage_of, task_name
 from epicrisis.commands.oracle import OracleArm
 from epicrisis.corpus.lengths import epoch_seed, length_bins, length_table, packing_table
 from epicrisis.corpus.prepare import KEYS, Prepared
 from epicrisis.evaluation.calibration import Temperature, fit_temperature
-from epicrisis.evaluation.canaries import canaries, history_scalars
+from epicrisis.evaluation.canaries import Canary, canaries, history_scalars
+from epicrisis.evaluation.few_shot import METRICS, print_curves
 from epicrisis.evaluation.judge import Judgement, Scope, judge, print_results
-from epicrisis.evaluation.plots import plot_all, plot_lengths, plot_loss, save
-from epicrisis.evaluation.predictions import one_against_rest, task_predictions, with_split
+from epicrisis.evaluation.plots import plot_all, plot_few_shot, plot_lengths, plot_loss, save
+from epicrisis.evaluation.predictions import one_against_rest, read_predictions, task_predictions, with_split
 from epicrisis.evaluation.report import (
     CorpusContent,
     ReportContent,
@@ -28,9 +32,11 @@ from epicrisis.evaluation.report import (
     write_corpus_report,
     write_report,
 )
+from epicrisis.evaluation.survival_plots import plot_survival
 from epicrisis.narrative import Lookups
-from epicrisis.narrative.coverage import coverage, unresolved, write_coverage, write_csv
+from epicrisis.narrative.coverage import coverage, hide_few, unresolved, write_coverage, write_csv
 from epicrisis.settings import Settings, refuse
+from epicrisis.settings.schema import ArmSettings
 from epicrisis.tracking.progress import say
 from epicrisis.tracking.run_directory import RunDirectory
 
@@ -39,6 +45,8 @@ Predictions = dict[str, pl.DataFrame]
 
 ORACLE = "oracle"
 LENGTHS = "narrative lengths"
+READERS = ("llm", "encoder", "frozen_encoder")
+"""Arms that read narratives token by token."""
 
 SHARED_ROWS = (
     "each narrative with its question after it; those of one batch are laid into the rows of at most "
@@ -66,28 +74,92 @@ def judge_and_report(
     arms: Mapping[str, Predictions],
     places: Mapping[str, RunDirectory],
 ) -> Judgement:
-    """Judge every arm on all of held_out; write results.csv, plots and the report; print the table."""
-    rows = cohort.select("held_out")
+    """Judge every arm on all of held_out; write results.csv, plots and the report; print the table.
+
+    arms: of a benchmark on few shots, the predictions of its last draw (see `draws_of`); those of the others are
+    read where they lie. places: the arms' run directories; of a single run, that itself.
+    """
     arms = {**_oracle(settings, cohort), **arms}
     held_out = {arm: tables["held_out"] for arm, tables in arms.items()}
     dataset, task = task_name(settings, cohort)
-    judgement = judge(
-        held_out,
-        rows,
-        Scope(dataset, task),
-        temperatures=_temperatures(settings, cohort, arms),
-        n_resamples=settings.evaluation.bootstrap_resamples,
-        seed=settings.training.seed,
-    )
-    plots = _curves(held_out, run.plots, f"{dataset}, {task}, held_out")
-    write_report(run, _content(run, settings, cohort, lookups, judgement, plots, places))
+    is_benchmark = run.dir not in {place.dir for place in places.values()}
+    *others, last = draws_of(settings) if is_benchmark else [Draw()]
+    judgement = _judged(settings, cohort, arms, last)
+    fewer = [_judged(settings, cohort, _predictions_on(settings, draw), draw).results for draw in others]
+    few_shot = pl.concat(fewer) if fewer else None
+    title = f"{dataset}, {task}, held_out"
+    plots = _curves(held_out, run.plots, title)
+    if few_shot is not None:
+        plots = {**_few_shot_curves(pl.concat([few_shot, judgement.results]), run.plots, title), **plots}
+    notes = _shortfalls(cohort, [*others, last])
+    write_report(run, _content(run, settings, cohort, lookups, judgement, plots, places, few_shot, notes))
     print_results(judgement)
+    if few_shot is not None:
+        print_curves(pl.concat([few_shot, judgement.results]), "auroc")
     say(f"report: {run.report}")
     return judgement
 
 
+def arm_path(settings: Settings, arm: ArmSettings) -> Path:
+    """Where an arm of a benchmark is kept."""
+    folder = re.sub(r"[^A-Za-z0-9]+", "-", arm.name).strip("-").lower()
+    return settings.training.output_dir / "arms" / folder
+
+
+def draws_of(settings: Settings) -> list[Draw]:
+    """What every arm of a benchmark is run on, from few shots to many; without few shots, all rows once."""
+    few_shot = settings.benchmark.few_shot
+    return draws(few_shot.k, few_shot.replicates or REPLICATES) if few_shot.k else [Draw()]
+
+
+def arm_directories(settings: Settings) -> dict[str, RunDirectory]:
+    """Each arm's run directory, on the last of the draws; empty where the config lists no arms."""
+    *_, last = draws_of(settings)
+    return {arm.name: RunDirectory(last.folder(arm_path(settings, arm))) for arm in settings.benchmark.arms}
+
+
+def _predictions_on(settings: Settings, draw: Draw) -> dict[str, Predictions]:
+    """What every arm predicted after it had learnt from these shots."""
+    places = {arm.name: RunDirectory(draw.folder(arm_path(settings, arm))) for arm in settings.benchmark.arms}
+    return {
+        name: {split: read_predictions(place.predictions(split)) for split in ("tuning", "held_out")}
+        for name, place in places.items()
+    }
+
+
+def _judged(settings: Settings, cohort: Cohort, arms: Mapping[str, Predictions], draw: Draw) -> Judgement:
+    dataset, task = task_name(settings, cohort)
+    return judge(
+        {arm: tables["held_out"] for arm, tables in arms.items()},
+        cohort.select("held_out"),
+        Scope(dataset, task, k=draw.k, replicate=draw.replicate),
+        temperatures=_temperatures(settings, cohort, arms),
+        n_resamples=settings.evaluation.bootstrap_resamples,
+        seed=settings.training.seed,
+        train=cohort.select("train"),
+    )
+
+
+def _few_shot_curves(results: pl.DataFrame, folder: Path, title: str) -> dict[str, Path]:
+    return {
+        f"few shots, {metric}": save(plot_few_shot(results, metric, title), folder / f"few_shot_{metric}.png")
+        for metric in METRICS
+    }
+
+
+def _shortfalls(cohort: Cohort, made: Sequence[Draw]) -> list[str]:
+    """What there is too little of, for each k said only where it was enough for the k before."""
+    said: dict[str, str] = {}
+    for k in sorted({draw.k for draw in made if draw.k is not None}):
+        for note in shortfalls(cohort.rows, k):
+            said.setdefault(note.replace(f"than {k} ", "than k "), note)
+    return list(said.values())
+
+
 def _curves(held_out: Mapping[str, pl.DataFrame], folder: Path, title: str) -> dict[str, Path]:
     """Curves of each arm; where a task is not binary, for each class against the rest."""
+    if all("horizon_days" in table.columns for table in held_out.values()):
+        return plot_survival(held_out, folder, title)
     if all("class" not in table.columns for table in held_out.values()):
         return plot_all(held_out, folder, title)
     by_arm = {arm: one_against_rest(table) for arm, table in held_out.items()}
@@ -113,7 +185,17 @@ def _arm_notes(places: Mapping[str, RunDirectory]) -> dict[str, str]:
     return {name: "; ".join(said) for name, said in notes.items() if said}
 
 
-def _content(run, settings, cohort, lookups, judgement, plots, places) -> ReportContent:
+def _content(
+    run: RunDirectory,
+    settings: Settings,
+    cohort: Cohort,
+    lookups: Lookups,
+    judgement: Judgement,
+    plots: Mapping[str, Path],
+    places: Mapping[str, RunDirectory],
+    few_shot: pl.DataFrame | None,
+    notes: Sequence[str],
+) -> ReportContent:
     history = cohort.history(cohort.rows)
     scalars = history_scalars(history.events(), cohort.rows)
     told = measured_arms(cohort.rows, places)
@@ -123,9 +205,10 @@ def _content(run, settings, cohort, lookups, judgement, plots, places) -> Report
         judgement,
         plots=plots,
         splits=split_counts(cohort.rows),
-        coverage=coverage_of(cohort, cohort.rows, lookups),
-        canaries=canaries(scalars, cohort.rows, n_resamples=settings.evaluation.bootstrap_resamples),
-        cohort_notes=[*cohort.notes, *lookups.notes],
+        coverage=hide_few(coverage_of(cohort, cohort.rows, lookups)),
+        canaries=_canaries(settings, scalars, cohort.rows),
+        cohort_notes=[*cohort.notes, *notes, *lookups.notes],
+        few_shot=few_shot,
         narrative=_facts(told),
         lengths=_lengths(told),
         arm_notes=_arm_notes(places),
@@ -133,6 +216,18 @@ def _content(run, settings, cohort, lookups, judgement, plots, places) -> Report
         environment=json.loads(run.environment.read_text()),
         config=settings.resolved(),
     )
+
+
+def _canaries(settings: Settings, scalars: pl.DataFrame, rows: pl.DataFrame) -> list[Canary]:
+    """Of times to an event, whether it comes by the farthest horizon, among rows of which that is known."""
+    n_resamples = settings.evaluation.bootstrap_resamples
+    if kind_of_labels(rows) != "survival":
+        return canaries(scalars, rows, n_resamples=n_resamples)
+    horizon, followed = settings.survival.horizons_days[-1], pl.col("label").struct
+    comes = followed.field("observed") & (followed.field("days") <= horizon)
+    known = rows.filter(comes | (followed.field("days") > horizon)).with_columns(label=comes)
+    found = canaries(scalars, known, n_resamples=n_resamples)
+    return [replace(canary, reads=f"{canary.reads}; for the event by {horizon:g} days") for canary in found]
 
 
 def measured_arms(rows: pl.DataFrame, places: Mapping[str, RunDirectory]) -> dict[str, Measured]:
@@ -155,7 +250,7 @@ def measured_arms(rows: pl.DataFrame, places: Mapping[str, RunDirectory]) -> dic
 def _measured_arm(rows: pl.DataFrame, place: RunDirectory) -> Measured | None:
     told_as = place.dir / "adapters" / "narrative.json"
     config: Any = OmegaConf.to_container(OmegaConf.load(place.config)) if place.config.is_file() else {}
-    if config.get("arm") != "llm" or not told_as.is_file():
+    if config.get("arm") not in READERS or not told_as.is_file():
         return None
     parts: dict[str, pl.DataFrame] = {}
     for prepared in (Prepared(place.dir), Prepared(place.dir / "judged")):
@@ -250,7 +345,7 @@ def _covered(prepared: Prepared, lookups: Lookups) -> pl.DataFrame:
     counts = prepared.coverage()
     table = coverage(counts, lookups)
     write_coverage(prepared.directory, table, unresolved(counts, lookups))
-    return table.drop([name for name in table.columns if name.startswith("subjects_")])
+    return hide_few(table.drop([name for name in table.columns if name.startswith("subjects_")]))
 
 
 def _losses(run: RunDirectory, title: str, trained: Mapping[str, Any] | None) -> dict[str, Path]:
@@ -276,7 +371,7 @@ def losses(history: Sequence[Mapping[str, Any]]) -> pl.DataFrame:
 def _oracle(settings: Settings, cohort: Cohort) -> dict[str, Predictions]:
     if settings.data.oracle_dir is None:
         return {}
-    arm = OracleArm(settings.data.oracle_dir)
+    arm = OracleArm(settings.data.oracle_dir, settings.survival.horizons_days, cohort.task.kind == "survival")
     tables = {}
     for split in ("tuning", "held_out"):
         rows = cohort.select(split)
@@ -285,7 +380,7 @@ def _oracle(settings: Settings, cohort: Cohort) -> dict[str, Predictions]:
 
 
 def _temperatures(settings: Settings, cohort: Cohort, arms: Mapping[str, Predictions]) -> dict[str, Temperature]:
-    if settings.evaluation.calibration == "none":
+    if settings.evaluation.calibration == "none" or cohort.task.kind == "survival":
         return {}
     tuning = cohort.select("tuning")
     return {

@@ -9,13 +9,18 @@ from epicrisis.commands.judging import refuse_unless_judgeable
 from epicrisis.narrative import Lookups, get_style
 from epicrisis.narrative.narrator import check_dates
 from epicrisis.settings import Settings, refuse
+from epicrisis.settings.survival_checks import LEARNERS
+from epicrisis.settings.survival_section import SurvivalSettings
+
+UNWEIGHTED = ("logistic_regression", "random_forest", "xgboost", "lightgbm", "oracle")
+"""Arms without `training.class_weights`."""
 
 
 def refuse_unless_runnable(settings: Settings, cohort: Cohort, lookups: Lookups) -> None:
     """Raise InputError for an arm, style, task or cohort with which the run would fail later on."""
     make_arm(settings, lookups)
     check_dates(get_style(settings.narrative.style), settings.narrative.dates)
-    if settings.arm == "llm" and cohort.select("tuning").is_empty():
+    if settings.arm not in UNWEIGHTED and cohort.select("tuning").is_empty():
         what = "the tuning split has no rows, and training is watched on them"
         raise refuse("data", what, "give some subjects of the cohort the split tuning")
     if settings.arm == "llm":
@@ -50,6 +55,12 @@ def refuse_unless_answerable(settings: Settings, cohort: Cohort) -> None:
 def refuse_unless_learnable(settings: Settings, cohort: Cohort) -> None:
     """Raise InputError where the train rows lack a class, or this arm's head or weights do not fit the classes."""
     task = cohort.task
+    if task.kind == "survival":
+        refuse_unless_survival_is_learnable(settings, cohort)
+        return
+    if settings.survival != SurvivalSettings():
+        what = f"the labels of `{task.name}` are no times to an event"
+        raise refuse("survival", what, "leave the section out, or name labels with float_value and event_observed")
     train = label_matrix(cohort.select("train"), task.classes)
     unseen = [name for name, column in train.to_dict().items() if not column.any()]
     if unseen and task.kind != "binary":  # one class only is judged, and told, arm by arm
@@ -59,10 +70,25 @@ def refuse_unless_learnable(settings: Settings, cohort: Cohort) -> None:
         from epicrisis.llm.answering import check_head
 
         check_head(settings, task.kind, task.classes)
-        weights = settings.training.class_weights
-        if not isinstance(weights, str) and len(weights) != len(task.classes):
-            what = f"{len(weights)} weights for the {len(task.classes)} classes {', '.join(task.classes)}"
-            raise refuse("training.class_weights", what, "give one for each, in this order")
-    elif settings.training.class_weights != "none":
+    weights = settings.training.class_weights
+    if weights != "none" and settings.arm in UNWEIGHTED:
         what = f"the arm {settings.arm} knows no class weights"
-        raise refuse("training.class_weights", what, "leave it out, or set arm: llm")
+        raise refuse("training.class_weights", what, "leave it out, or choose an arm that learns by gradient")
+    if not isinstance(weights, str) and len(weights) != len(task.classes):
+        what = f"{len(weights)} weights for the {len(task.classes)} classes {', '.join(task.classes)}"
+        raise refuse("training.class_weights", what, "give one for each, in this order")
+
+
+def refuse_unless_survival_is_learnable(settings: Settings, cohort: Cohort) -> None:
+    """Raise InputError for an arm that learns no times to an event, or labels and settings that it cannot learn by."""
+    task = cohort.task
+    if settings.arm not in LEARNERS:
+        what = f"`{settings.arm}` tells classes apart, and the labels of `{task.name}` are times to an event"
+        raise refuse("arm", what, f"choose one of {', '.join(LEARNERS)}, or labels that are true or false")
+    from epicrisis.training.outcome import outcome_for
+
+    outcome_for(settings, cohort.rows)
+    if settings.arm == "llm":
+        from epicrisis.llm.answering import check_head
+
+        check_head(settings, task.kind, task.classes)

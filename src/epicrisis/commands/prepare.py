@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from epicrisis.commands.judging import report_corpus
+from epicrisis.commands.judging import READERS, report_corpus
 from epicrisis.commands.processes import processes
 from epicrisis.commands.train import open_inputs, open_together, refuse_unopenable
 from epicrisis.corpus.executors import executor_for
 from epicrisis.corpus.lengths import lengths_text
 from epicrisis.corpus.prepare import prepare
-from epicrisis.llm.arm import narrator_for, telling_for
-from epicrisis.llm.base import load_tokenizer
-from epicrisis.llm.pretrain import whole_records
-from epicrisis.settings import load_settings
+from epicrisis.corpus.telling import Telling
+from epicrisis.settings import Settings, load_settings, refuse
 from epicrisis.tracking.progress import say
 from epicrisis.training.device import make_accelerator
 
@@ -27,17 +25,27 @@ def run(config_filepath: Path | None, overrides: Sequence[str]) -> None:
     settings = load_settings(config_filepath, overrides)
     state = processes()
     refuse_unopenable(settings)
+    tell = teller_of(settings)
     cohort, lookups = open_inputs(settings, state, training=False)
-    tokenizer = load_tokenizer(settings.model, make_accelerator(settings.training), settings.lora.new_code_tokens)
     run_directory = open_together(settings, state)
     history = cohort.history(cohort.rows)
-    narrator = narrator_for(settings, lookups, cohort.rows, history, run_directory.dir)
-    telling = telling_for(settings, narrator, lookups, tokenizer)
-    if settings.narrative.records == "whole":
-        telling = whole_records(telling)
+    telling = tell(settings, lookups, cohort.rows, history, run_directory.dir, make_accelerator(settings.training))
     prepared = prepare(cohort.rows, history, telling, run_directory.dir, executor_for(settings.prepare))
     if state.is_main_process:
         said = lengths_text(prepared.lengths())
         lead = f"{cohort.rows.height:,} narratives told and tokenised; nothing was trained."
         report_corpus(run_directory, settings, cohort, lookups, telling.inputs(), rows=cohort.rows, lead=lead)
         say(f"{said}\nnarratives, tokens, coverage.html and report.html in {run_directory.dir}")
+
+
+def teller_of(settings: Settings) -> Callable[..., Telling]:
+    """How the settings' arm tells histories. Raises InputError for an arm that reads no narratives."""
+    if settings.arm == "llm":
+        from epicrisis.llm.arm import telling_of_run
+
+        return telling_of_run
+    if settings.arm in READERS:
+        from epicrisis.encoders.narratives import telling_of_run as telling_of_encoder
+
+        return telling_of_encoder
+    raise refuse("arm", f"`{settings.arm}` reads no narratives", f"choose one of {', '.join(READERS)}")

@@ -10,13 +10,14 @@ import polars as pl
 from accelerate import PartialState
 
 from epicrisis.cohort import Cohort
-from epicrisis.commands.arms import make_arm
-from epicrisis.commands.inputs import open_cohort, open_lookups
-from epicrisis.commands.judging import Predictions, judge_and_report, report_corpus
+from epicrisis.commands.arms import make_arm, pretrainer_of
+from epicrisis.commands.inputs import open_cohort, open_lookups, task_name
+from epicrisis.commands.judging import Predictions, judge_and_report, losses, report_corpus
 from epicrisis.commands.preflight import refuse_unless_runnable
 from epicrisis.commands.processes import processes
 from epicrisis.corpus.lengths import lengths_text
 from epicrisis.corpus.prepare import Prepared
+from epicrisis.evaluation.plots import plot_loss, save
 from epicrisis.evaluation.predictions import task_predictions, with_split, write_predictions
 from epicrisis.narrative import Lookups
 from epicrisis.settings import Settings, load_settings
@@ -77,25 +78,48 @@ def open_together(settings: Settings, state: PartialState) -> RunDirectory:
 
 
 def pretrain_stage(settings: Settings, cohort: Cohort, lookups: Lookups, run_directory: RunDirectory) -> None:
-    """Continued pretraining on each train subject's latest visible history; leaves a clinical adapter."""
-    from epicrisis.llm.arm import pretrain
-
+    """Pretraining on each train subject's latest visible history; leaves what classification begins with."""
     rows = latest_rows(cohort.rows.filter(pl.col("split").is_in(["train", "tuning"])))
-    metrics = pretrain(settings, lookups, rows, cohort.history(rows), run_directory)
-    if processes().is_main_process:
-        text = (
-            f"continued pretraining of {settings.model.model_name}: tuning perplexity "
-            f"{metrics['perplexity_before']:.3f} before, {metrics['perplexity']:.3f} after"
-        )
-        adapter = run_directory.adapter("clinical")
-        told = json.loads((adapter / "narrative.json").read_text())
-        figures = report_corpus(
-            run_directory, settings, cohort, lookups, told, rows=rows, lead=f"{text}.", trained=metrics
-        )
-        said = lengths_text(Prepared(run_directory.dir).lengths())
-        summary = {"stage": "pretrain", **metrics, **figures, "cohort_notes": cohort.notes}
-        run_directory.finish(summary, f"{text}\n{said}")
-        say(f"{text}; adapter in {adapter}, report: {run_directory.report}")
+    metrics = pretrainer_of(settings)(settings, lookups, rows, cohort.history(rows), run_directory)
+    if not processes().is_main_process:
+        return
+    if settings.arm == "llm":
+        finish_adapter(settings, cohort, lookups, run_directory, rows, metrics)
+    else:
+        finish_model(settings, cohort, run_directory, metrics)
+
+
+def finish_adapter(
+    settings: Settings,
+    cohort: Cohort,
+    lookups: Lookups,
+    run_directory: RunDirectory,
+    rows: pl.DataFrame,
+    metrics: dict[str, float],
+) -> None:
+    """The summary and the report of continued pretraining on narratives. rows: those that were told."""
+    text = (
+        f"continued pretraining of {settings.model.model_name}: tuning perplexity "
+        f"{metrics['perplexity_before']:.3f} before, {metrics['perplexity']:.3f} after"
+    )
+    adapter = run_directory.adapter("clinical")
+    told = json.loads((adapter / "narrative.json").read_text())
+    figures = report_corpus(run_directory, settings, cohort, lookups, told, rows=rows, lead=f"{text}.", trained=metrics)
+    said = lengths_text(Prepared(run_directory.dir).lengths())
+    summary = {"stage": "pretrain", **metrics, **figures, "cohort_notes": cohort.notes}
+    run_directory.finish(summary, f"{text}\n{said}")
+    say(f"{text}; adapter in {adapter}, report: {run_directory.report}")
+
+
+def finish_model(settings: Settings, cohort: Cohort, run_directory: RunDirectory, metrics: dict[str, float]) -> None:
+    """The summary and the drawn losses of a model that was pretrained from scratch."""
+    before, after = metrics["loss_before"], metrics["loss"]
+    text = f"pretraining of {settings.arm}: tuning loss {before:.4f} before, {after:.4f} after"
+    history = losses(run_directory.history())
+    if not history.is_empty():
+        save(plot_loss(history, task_name(settings, cohort)[0]), run_directory.plots / "loss.png")
+    run_directory.finish({"stage": "pretrain", **metrics, "cohort_notes": cohort.notes}, text)
+    say(f"{text}; model in {run_directory.dir / 'model'}")
 
 
 def latest_rows(rows: pl.DataFrame) -> pl.DataFrame:

@@ -15,6 +15,8 @@ import polars as pl
 from epicrisis.evaluation.class_metrics import ClassScorer
 from epicrisis.evaluation.metrics import METRICS, Scorer, point_scores, why_undefined
 from epicrisis.evaluation.predictions import KEY, PROBABILITY, class_arrays, kind_of_predictions
+from epicrisis.evaluation.survival import Censoring, SurvivalScorer
+from epicrisis.evaluation.survival_predictions import survival_arrays
 
 # Weights held at once: few enough to stay in the processor's cache, which is faster than larger chunks.
 WEIGHTS_AT_ONCE = 200_000
@@ -59,11 +61,16 @@ class Draws:
         return interval(self.point[metric], self.resampled[metric], self.n_subjects, self.reasons.get(metric))
 
 
-def bootstrap(predictions: pl.DataFrame, n_resamples: int = 2000, seed: int = 0) -> Draws:
+def bootstrap(
+    predictions: pl.DataFrame, n_resamples: int = 2000, seed: int = 0, censoring: Censoring | None = None
+) -> Draws:
     """All metrics of one arm's predictions, plain and resampled by subject; of a long table those of every class.
 
-    The resamples depend on the seed and the set of subjects only, so two arms on the same rows share them.
+    The resamples depend on the seed and the set of subjects only, so two arms on the same rows share them. censoring:
+    of the train rows, which are not resampled; needed for times to an event, else ValueError.
     """
+    if "horizon_days" in predictions.columns:
+        return _bootstrap_survival(predictions, n_resamples, seed, censoring)
     if "class" in predictions.columns:
         return _bootstrap_classes(predictions, n_resamples, seed)
     table = predictions.sort(KEY)
@@ -83,8 +90,18 @@ def _bootstrap_classes(predictions: pl.DataFrame, n_resamples: int, seed: int) -
     return Draws(scorer.point(), resampled, scorer.reasons(), len(subjects))
 
 
+def _bootstrap_survival(predictions: pl.DataFrame, n_resamples: int, seed: int, censoring: Censoring | None) -> Draws:
+    if censoring is None:
+        raise ValueError("metrics of times to an event need the censoring of the train rows")
+    rows = survival_arrays(predictions)
+    scorer = SurvivalScorer(rows, censoring)
+    subjects, subject_of_row = np.unique(rows.subject_id, return_inverse=True)
+    resampled = _resample(scorer, scorer.metrics, len(subjects), subject_of_row, n_resamples, seed, scorer.n)
+    return Draws(scorer.point(), resampled, scorer.reasons(), len(subjects))
+
+
 def _resample(
-    scorer: Scorer | ClassScorer,
+    scorer: Scorer | ClassScorer | SurvivalScorer,
     metrics: Sequence[str],
     n_subjects: int,
     subject_of_row: np.ndarray,
@@ -145,19 +162,20 @@ def paired_difference(arm: Draws, baseline: Draws, metric: str = "auroc") -> Est
     return interval(value, differences, arm.n_subjects, arm.reasons.get(metric) or baseline.reasons.get(metric))
 
 
-def lift_share(arm: Draws, oracle: Draws) -> Estimate:
+def lift_share(arm: Draws, oracle: Draws, metric: str = "auroc") -> Estimate:
     """The share of the best possible lift that the arm reaches: (AUROC − 0.5) / (oracle's AUROC − 0.5).
 
-    Resamples in which the oracle itself is at or below 0.5 are left out, since the share means nothing there.
+    metric: or another that is 0.5 by chance. Resamples in which the oracle itself is at or below 0.5 are left out,
+    since the share means nothing there.
     """
-    _check_paired(arm, oracle, "auroc")
-    of_arm, of_oracle = arm.point["auroc"], oracle.point["auroc"]
+    _check_paired(arm, oracle, metric)
+    of_arm, of_oracle = arm.point[metric], oracle.point[metric]
     if of_arm is None or of_oracle is None:
-        return Estimate(None, None, None, reason=arm.reasons.get("auroc") or oracle.reasons.get("auroc"))
+        return Estimate(None, None, None, reason=arm.reasons.get(metric) or oracle.reasons.get(metric))
     if of_oracle <= 0.5:
         return Estimate(None, None, None, reason="the oracle itself is not above 0.5 on these rows")
-    best = oracle.resampled["auroc"] - 0.5
-    shares = np.divide(arm.resampled["auroc"] - 0.5, best, out=np.full(len(best), np.nan), where=best > 0)
+    best = oracle.resampled[metric] - 0.5
+    shares = np.divide(arm.resampled[metric] - 0.5, best, out=np.full(len(best), np.nan), where=best > 0)
     return interval((of_arm - 0.5) / (of_oracle - 0.5), shares, arm.n_subjects)
 
 

@@ -27,14 +27,14 @@ EDGE = 1e-7
 class Temperature:
     """What logits are divided by: above 1 tempers an overconfident arm, below 1 sharpens, 1 changes nothing.
 
-    n_positive: rows with the label; of several classes, (row, class) pairs. note: why the temperature stayed at 1,
+    n_positive: rows with the label; None of several classes or labels together. note: why the temperature stayed at 1,
     or that it met a bound; empty after an ordinary fit. of_labels: in a multilabel task each label's own, of which
     `value` is the geometric mean.
     """
 
     value: float
     n: int
-    n_positive: int
+    n_positive: int | None
     fitted_on: str = "tuning"
     note: str = ""
     of_labels: Mapping[str, Temperature] = field(default_factory=dict)
@@ -66,9 +66,7 @@ def fit_temperature(predictions: pl.DataFrame) -> Temperature:
     note = f"one for each of {len(fitted)} labels, {min(values):.2g} to {max(values):.2g}"
     unfitted = sum(one.note.startswith("not fitted") for one in fitted.values())
     note += f"; {unfitted} labels not fitted: too few tuning rows, or all of one kind" if unfitted else ""
-    return Temperature(
-        float(np.exp(np.mean(np.log(values)))), len(labels), int(labels.sum()), note=note, of_labels=fitted
-    )
+    return Temperature(float(np.exp(np.mean(np.log(values)))), len(labels), None, note=note, of_labels=fitted)
 
 
 def apply_temperature(predictions: pl.DataFrame, temperature: Temperature, threshold: float = 0.5) -> pl.DataFrame:
@@ -98,10 +96,10 @@ def _fit_binary(labels: np.ndarray, probabilities: np.ndarray) -> Temperature:
 
 def _fit_multiclass(labels: np.ndarray, probabilities: np.ndarray) -> Temperature:
     logits = np.log(np.clip(probabilities, EDGE, None))
-    return _fit(lambda t: -float(log_softmax(logits / t, axis=1)[labels].mean()), len(labels), int(labels.sum()))
+    return _fit(lambda t: -float(log_softmax(logits / t, axis=1)[labels].mean()), len(labels), None)
 
 
-def _fit(loss: Callable[[float], float], n: int, n_positive: int) -> Temperature:
+def _fit(loss: Callable[[float], float], n: int, n_positive: int | None) -> Temperature:
     """The temperature with the lowest loss between the bounds; 1 where there are too few rows."""
     if n < MIN_ROWS:
         return Temperature(1.0, n, n_positive, note=f"not fitted: {n} tuning rows are fewer than {MIN_ROWS}")

@@ -21,7 +21,8 @@ from epicrisis.cohort.task import TaskKind
 from epicrisis.evaluation.metrics import METRICS, Scorer, why_undefined
 
 AVERAGED = ("auroc", "auprc")
-AVERAGES = tuple(f"{metric}_{average}" for metric in AVERAGED for average in ("weighted", "micro"))
+AVERAGINGS = ("weighted", "micro")
+AVERAGES = tuple(f"{metric}_{average}" for metric in AVERAGED for average in AVERAGINGS)
 NO_CLASS = "no class has rows with and without it"
 
 

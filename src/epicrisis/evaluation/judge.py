@@ -10,10 +10,11 @@ import polars as pl
 from rich.console import Console
 from rich.table import Table
 
-from epicrisis.cohort.task import TaskKind, classes_of_labels, kind_of_labels, label_matrix
+from epicrisis.cohort.task import TaskKind, classes_of_labels, follow_up, kind_of_labels, label_matrix
 from epicrisis.evaluation.bootstrap import Draws, Estimate, bootstrap, lift_share, paired_difference
 from epicrisis.evaluation.calibration import Temperature, apply_temperature
 from epicrisis.evaluation.predictions import check_rows_match, checked
+from epicrisis.evaluation.survival import C_INDEX, IBS, UNO, Censoring
 from epicrisis.settings.problems import refuse
 
 LIFT_SHARE = "oracle_lift_share"
@@ -44,15 +45,15 @@ class Scope:
 class Judgement:
     """The outcome of judging: estimates by arm and metric, on n rows of which n_positive are positive.
 
-    Where there are several classes or labels, n_positive counts (row, class) pairs, `auroc` and `auprc` are the plain
-    means over classes, and `auroc:<class>` is of one class against the rest (see `class_metrics`). positives: rows
-    that have the class, by class. draws: each arm's resamples, for further paired comparisons. temperatures: as
-    given to `judge`.
+    Where there are several classes or labels, n_positive is None, `auroc` and `auprc` are the plain means over classes,
+    and `auroc:<class>` is of one class against the rest (see `class_metrics`), with the rows that have it as
+    n_positive in the results. Of times to an event it counts the events observed. positives: rows that have a class, by
+    class. draws: each arm's resamples, for further paired comparisons. temperatures: as given to `judge`.
     """
 
     scope: Scope
     n: int
-    n_positive: int
+    n_positive: int | None
     n_subjects: int
     estimates: dict[str, dict[str, Estimate]]
     draws: dict[str, Draws] = field(repr=False)
@@ -109,8 +110,14 @@ class Judgement:
         schema = {"arm": pl.String, "metric": pl.String, "n_left_out": pl.Int64, "n_resamples": pl.Int64}
         return pl.DataFrame(rows, schema=schema, orient="row")
 
-    def differences(self, baseline: str, metric: str = "auroc") -> dict[str, Estimate]:
-        """Each arm's metric minus the baseline's, paired by resample; without the oracle."""
+    @property
+    def headline(self) -> str:
+        """The metric that arms are compared by first, which is 0.5 by chance."""
+        return C_INDEX if self.kind == "survival" else "auroc"
+
+    def differences(self, baseline: str, metric: str | None = None) -> dict[str, Estimate]:
+        """Each arm's metric (the headline) minus the baseline's, paired by resample; without the oracle."""
+        metric = metric or self.headline
         others = [arm for arm in self.draws if arm not in (baseline, self.oracle)]
         return {arm: paired_difference(self.draws[arm], self.draws[baseline], metric) for arm in others}
 
@@ -124,31 +131,35 @@ def judge(
     temperatures: Mapping[str, Temperature] | None = None,
     n_resamples: int = 2000,
     seed: int = 0,
+    train: pl.DataFrame | None = None,
 ) -> Judgement:
     """Score every arm on exactly the labelled rows of one split.
 
     predictions_by_arm: uncalibrated predictions tables, in the order to print. rows: the cohort's rows of the
     split, with the labels that the predictions are of. oracle: the arm that holds the true risks, if it is among
     them. temperatures: fitted on tuning; they add the metrics brier_calibrated and ece_calibrated (calibration is
-    for these; of two classes it does not alter AUROC or AUPRC). Raises InputError if there is no arm, or one whose
-    rows or labels are not those of `rows`.
+    for these; of two classes it does not alter AUROC or AUPRC). train: of times to an event, the cohort's train rows,
+    on whose labels the distribution of censoring is fitted. Raises InputError if there is no arm, or one whose rows or
+    labels are not those of `rows`.
     """
     if not predictions_by_arm:
         raise refuse("evaluation", "there are no predictions to judge", "run predict for at least one arm first")
     tables = {arm: checked(table, f"predictions of {arm}") for arm, table in predictions_by_arm.items()}
     check_rows_match(tables, rows)
     temperatures = {arm: fitted for arm, fitted in (temperatures or {}).items() if arm in tables}
-    draws = {arm: bootstrap(table, n_resamples, seed) for arm, table in tables.items()}
+    censoring = None if train is None or kind_of_labels(rows) != "survival" else Censoring.fit(*follow_up(train))
+    draws = {arm: bootstrap(table, n_resamples, seed, censoring) for arm, table in tables.items()}
     estimates = {arm: {metric: drawn.estimate(metric) for metric in drawn.point} for arm, drawn in draws.items()}
     for arm, fitted in temperatures.items():
         estimates[arm] |= _calibrated(tables[arm], fitted, n_resamples, seed)
     best = draws.get(oracle) if oracle else None
     if best is not None:
         for arm, drawn in draws.items():
-            estimates[arm][LIFT_SHARE] = lift_share(drawn, best)
+            metric = C_INDEX if kind_of_labels(rows) == "survival" else "auroc"
+            estimates[arm][LIFT_SHARE] = lift_share(drawn, best, metric)
     kind, positives = kind_of_labels(rows), _positives(rows)
-    n_positive = positives.pop("true") if kind == "binary" else sum(positives.values())
-    positives = {} if kind == "binary" else positives
+    n_positive = positives["true"] if kind in ("binary", "survival") else None
+    positives = {} if kind in ("binary", "survival") else positives
     return Judgement(
         scope,
         rows.height,
@@ -164,24 +175,43 @@ def judge(
 
 
 def _positives(rows: pl.DataFrame) -> dict[str, int]:
-    """How many rows have each class."""
+    """How many rows have each class; of times to an event, how many events were observed."""
+    if kind_of_labels(rows) == "survival":
+        return {"true": int(follow_up(rows)[1].sum())}
     return {name: int(column.sum()) for name, column in label_matrix(rows, classes_of_labels(rows)).to_dict().items()}
 
 
 def results_table(judgement: Judgement, all_metrics: bool = False) -> Table:
-    """The closing table: arm, AUROC, interval, share of the oracle's lift over 0.5; on demand all metrics."""
-    scope = judgement.scope
-    others = ("auprc", "brier", "ece") if all_metrics else ()
-    title = f"{scope.dataset} · {scope.task} · {scope.split}: {judgement.n} rows, {_counted(judgement)}"
+    """The closing table: arm, AUROC, interval, share of the oracle's lift over 0.5; on demand all metrics.
+
+    Of times to an event the C-index in place of the AUROC.
+    """
+    scope, headline = judgement.scope, judgement.headline
+    others = _further_metrics(judgement) if all_metrics else ()
+    title = f"{scope.dataset} · {scope.task} · {scope.split}: {judgement.n} rows, {counted(judgement)}"
     table = Table(title=title, title_justify="left")
     table.add_column("arm")
-    for heading in ("AUROC", "95% interval", "share of oracle's lift", *map(str.upper, others)):
+    first = "C-index" if headline == C_INDEX else "AUROC"
+    for heading in (first, "95% interval", "share of oracle's lift", *map(_short_heading, others)):
         table.add_column(heading, justify="right", no_wrap=True)
     for arm, metrics in judgement.estimates.items():
-        auroc, share = metrics["auroc"], metrics.get(LIFT_SHARE)
+        first_metric, share = metrics[headline], metrics.get(LIFT_SHARE)
         further = [number(metrics[metric].value) for metric in others]
-        table.add_row(arm, number(auroc.value), interval_text(auroc), percent(share.value if share else None), *further)
+        of_oracle = percent(share.value if share else None)
+        table.add_row(arm, number(first_metric.value), interval_text(first_metric), of_oracle, *further)
     return table
+
+
+def _further_metrics(judgement: Judgement) -> tuple[str, ...]:
+    """Beside the headline; of times to an event those at the farthest horizon."""
+    if judgement.kind != "survival":
+        return ("auprc", "brier", "ece")
+    farthest = list(next(iter(judgement.draws.values())).point)[-2:]
+    return (UNO, IBS, *farthest)
+
+
+def _short_heading(metric: str) -> str:
+    return "C (Uno)" if metric == UNO else metric.upper()
 
 
 def results_text(judgement: Judgement, width: int = 120) -> str:
@@ -215,7 +245,10 @@ def percent(value: float | None) -> str:
     return "–" if value is None else f"{100 * value:.0f}%"
 
 
-def _counted(judgement: Judgement) -> str:
+def counted(judgement: Judgement) -> str:
+    """`12 positive`, `12 events observed`, or `3 classes, each against the rest`."""
+    if judgement.kind == "survival":
+        return f"{judgement.n_positive} events observed"
     if judgement.kind == "binary":
         return f"{judgement.n_positive} positive"
     what = "classes" if judgement.kind == "multiclass" else "labels"

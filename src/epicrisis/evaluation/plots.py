@@ -1,8 +1,9 @@
-"""ROC, precision-recall and reliability plots of all arms on one task, narrative lengths, losses: PNG files."""
+"""ROC, precision-recall and reliability plots of all arms on one task, few-shot curves, narrative lengths,
+losses: PNG files."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from matplotlib.figure import Figure
 from sklearn.metrics import precision_recall_curve, roc_curve
 
 from epicrisis.evaluation.calibration import reliability_curve
+from epicrisis.evaluation.few_shot import curves, shots_text
 from epicrisis.evaluation.metrics import point_scores, why_undefined
 from epicrisis.evaluation.predictions import PROBABILITY
 from epicrisis.tracking.run_directory import replacing
@@ -25,6 +27,7 @@ ORACLE_STYLE: dict[str, Any] = {"color": "#555555", "linestyle": (0, (6, 2)), "l
 GUIDE: dict[str, Any] = {"color": "#bbbbbb", "linewidth": 1, "zorder": 0}
 PANELS_PER_ROW = 3
 SPLITS = ("train", "tuning", "held_out")
+ALL_ROWS_APART = 1.5
 LENGTH_AXES = {"tokens": "tokens of a narrative", "tokens_per_event": "tokens per event told"}
 
 Arms = Mapping[str, pl.DataFrame]
@@ -138,6 +141,31 @@ def plot_loss(history: pl.DataFrame, title: str) -> Figure:
     return figure
 
 
+def plot_few_shot(results: pl.DataFrame, metric: str, title: str, oracle: str | None = "oracle") -> Figure:
+    """A metric against the shots of each class (log scale): means over replicates, ranges as bands, one line per arm.
+
+    results: rows of the results table. All rows (k empty) stand apart at the right; the oracle is a level line.
+    """
+    figure = _figure(f"{metric.upper()} by shots · {title}", size=(7.4, 5.0))
+    axes = figure.add_subplot(xlabel="train rows of each class (k)", ylabel=metric.upper())
+    axes.spines[["top", "right"]].set_visible(False)
+    found = curves(results, metric, oracle)
+    shots = found["k"].unique().sort(nulls_last=True).to_list()
+    counts = [k for k in shots if k is not None]
+    places = {k: float(np.log2(k)) for k in counts}
+    places[None] = (max(places.values()) if counts else 0.0) + ALL_ROWS_APART
+    arms = dict.fromkeys(found["arm"])
+    for arm, style in _styles(arms, None).items():
+        _draw_curve(axes, arm, found.filter((pl.col("arm") == arm) & pl.col("mean").is_not_null()), places, style)
+    known = results.filter((pl.col("arm") == oracle) & (pl.col("metric") == metric) & pl.col("value").is_not_null())
+    if known.height:
+        axes.axhline(known["value"][0], label=str(oracle), **ORACLE_STYLE)
+    axes.set_xticks([places[k] for k in shots], [shots_text(k) for k in shots])
+    if arms:
+        axes.legend(frameon=False, fontsize=9)
+    return figure
+
+
 def precision_steps(labels: np.ndarray, probabilities: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Recall and precision where recall rises: the very steps that average precision sums."""
     precision, recall, _ = precision_recall_curve(labels, probabilities)
@@ -177,6 +205,24 @@ def _told_undefined(axes: Axes, predictions_by_arm: Arms, metric: str) -> bool:
     return True
 
 
+def _draw_curve(
+    axes: Axes, arm: str, curve: pl.DataFrame, places: Mapping[int | None, float], style: Mapping[str, Any]
+) -> None:
+    """One arm: its means joined from k to k, and all rows as a point of their own."""
+    label: str | None = arm
+    for part in (curve.filter(pl.col("k").is_not_null()), curve.filter(pl.col("k").is_null())):
+        if part.is_empty():
+            continue
+        x = [places[k] for k in part["k"]]
+        low, mean, high = (part[name].to_numpy() for name in ("lowest", "mean", "highest"))
+        axes.plot(x, mean, label=label, marker="o", markersize=4, **style)
+        if len(x) > 1:
+            axes.fill_between(x, low, high, color=style["color"], alpha=0.15, linewidth=0)
+        else:
+            axes.vlines(x, low, high, color=style["color"], alpha=0.5)
+        label = None
+
+
 def _draw_densities(axes: Axes, bins: pl.DataFrame) -> None:
     """Histograms of area 1 whose bins may differ in width, one per split."""
     for part in bins.partition_by("split", maintain_order=True):
@@ -208,7 +254,7 @@ def _draw_reliability(axes: Axes, arm: str, table: pl.DataFrame, colour: str) ->
     return float(max(x.max(), y.max()))
 
 
-def _styles(predictions_by_arm: Arms, oracle: str | None) -> dict[str, dict[str, Any]]:
+def _styles(predictions_by_arm: Iterable[str], oracle: str | None) -> dict[str, dict[str, Any]]:
     """{arm: colour, line and width}: the oracle in grey dashes, the others in the palette's order."""
     styles: dict[str, dict[str, Any]] = {}
     rank = 0

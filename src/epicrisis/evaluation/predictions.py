@@ -1,7 +1,7 @@
 """The predictions tables, checked and compared: the five meds-evaluation columns for a binary task, else long.
 
 The long table has a line for each row and class: subject_id · prediction_time · class · label (whether the row
-has the class) · probability.
+has the class) · probability. That of a time to an event has one for each row and horizon (see `survival_predictions`).
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from epicrisis.cohort.task import TaskKind, class_order, kind_of_labels, label_matrix
+from epicrisis.cohort.task import FOLLOWED, TaskKind, class_order, kind_of_labels, label_matrix
+from epicrisis.evaluation.survival_predictions import SURVIVAL_SCHEMA, survival_faults, survival_predictions
 from epicrisis.settings.problems import InputError, Problem, refuse
 from epicrisis.tracking.run_directory import replacing
 
@@ -42,9 +43,14 @@ SUM_TOLERANCE = 1e-4
 
 
 def task_predictions(rows: pl.DataFrame, classes: Sequence[str], probability: np.ndarray) -> pl.DataFrame:
-    """The predictions table of any task: `binary_predictions` for Boolean labels, else `class_predictions`."""
+    """The predictions table of any task, by its labels: binary, of classes, or of a time to an event.
+
+    classes, probability: as a fitted arm gives them; of a time to an event of `risk` and the horizons.
+    """
     if rows.schema.get("label") == pl.Boolean:
         return binary_predictions(rows, probability)
+    if rows.schema.get("label") == FOLLOWED:
+        return checked(survival_predictions(rows, classes, probability), "predictions")
     return class_predictions(rows, classes, probability)
 
 
@@ -109,6 +115,8 @@ def class_arrays(predictions: pl.DataFrame) -> tuple[tuple[str, ...], np.ndarray
 
 def kind_of_predictions(predictions: pl.DataFrame) -> TaskKind:
     """What kind of task a valid table is of; multiclass where all rows have one class and probabilities sum to one."""
+    if "horizon_days" in predictions.columns:
+        return "survival"
     if "class" not in predictions.columns:
         return "binary"
     per_row = predictions.group_by(KEY).agg(pl.col("label").sum(), pl.col("probability").sum())
@@ -149,6 +157,7 @@ def read_predictions(path: Path) -> pl.DataFrame:
 def checked(predictions: pl.DataFrame, where: str) -> pl.DataFrame:
     """The table itself if it is a valid predictions table; else an InputError with every problem found."""
     schema = CLASS_SCHEMA if "class" in predictions.columns else SCHEMA
+    schema = SURVIVAL_SCHEMA if "horizon_days" in predictions.columns else schema
     if predictions.schema != schema:
         expected = ", ".join(f"{name} {kind}" for name, kind in schema.items())
         found = ", ".join(f"{name} {kind}" for name, kind in predictions.schema.items())
@@ -201,6 +210,8 @@ def _labelled(table: pl.DataFrame) -> pl.DataFrame:
     if "class" in table.columns:
         names = pl.col("class").filter("label").sort().str.join("\x1f")
         return table.group_by(*keys).agg(names.fill_null("").alias("label"))
+    if "horizon_days" in table.columns:
+        table = table.select(*KEY, pl.struct("days", "observed").alias("label")).unique()
     label = pl.col("boolean_value" if "boolean_value" in table.columns else "label")
     if isinstance(table.schema[label.meta.output_name()], pl.List):
         label = label.list.sort().list.join("\x1f").fill_null("")
@@ -238,6 +249,8 @@ def _mismatch(table: pl.DataFrame, rows: pl.DataFrame) -> str:
 
 
 def _faults(predictions: pl.DataFrame) -> list[tuple[int, str, str]]:
+    if "horizon_days" in predictions.columns:
+        return survival_faults(predictions)
     long = "class" in predictions.columns
     probability = pl.col("probability" if long else PROBABILITY)
     nulls = pl.any_horizontal(pl.all().is_null())

@@ -13,12 +13,17 @@ import jinja2
 import polars as pl
 from omegaconf import OmegaConf
 
+from epicrisis.cohort.task import FOLLOWED
 from epicrisis.evaluation.bootstrap import Estimate
 from epicrisis.evaluation.canaries import Canary, canary_table
+from epicrisis.evaluation.class_metrics import AVERAGED, AVERAGINGS, of_class
+from epicrisis.evaluation.few_shot import METRICS as CURVES_OF
+from epicrisis.evaluation.few_shot import curve_table, curves, curves_text
 from epicrisis.evaluation.judge import (
     CALIBRATED,
     LIFT_SHARE,
     Judgement,
+    counted,
     interval_text,
     number,
     percent,
@@ -27,13 +32,16 @@ from epicrisis.evaluation.judge import (
 from epicrisis.tracking.run_directory import PATIENT_FIELDS, RunDirectory, plain, replacing
 
 TEMPLATE = "report_template.html"
+OF_CLASS = {"auroc": "AUROC", "auprc": "AUPRC", "brier": "Brier", "ece": "ECE"}
 HEADINGS = {
-    **{"auroc": "AUROC", "auprc": "AUPRC", "brier": "Brier", "ece": "ECE"},
+    **OF_CLASS,
+    **{f"{metric}_{average}": f"{OF_CLASS[metric]} {average}" for metric in AVERAGED for average in AVERAGINGS},
     **{
         CALIBRATED["brier"]: "Brier calibrated",
         CALIBRATED["ece"]: "ECE calibrated",
         LIFT_SHARE: "share of oracle's lift",
     },
+    **{"c_index": "C-index", "c_index_uno": "C-index (Uno)", "ibs": "integrated Brier"},
 }
 
 LENGTH_FORMATS = {
@@ -71,13 +79,20 @@ class ReportContent(PageContent):
     """All that the report of judged arms tells.
 
     judgement: from `judge`. canaries: from `canaries`. arm_notes: {arm: what its fitting had to say}. baseline:
-    the arm that the others are compared with.
+    the arm that the others are compared with. few_shot: the results on fewer shots than those of the judgement.
     """
 
     judgement: Judgement
     canaries: Sequence[Canary] = ()
     arm_notes: Mapping[str, str] = field(default_factory=dict)
     baseline: str | None = None
+    few_shot: pl.DataFrame | None = None
+
+    @property
+    def results(self) -> pl.DataFrame:
+        """The whole results table, from few shots to many."""
+        own = self.judgement.results
+        return own if self.few_shot is None else pl.concat([self.few_shot, own])
 
 
 @dataclass(frozen=True)
@@ -98,13 +113,15 @@ def split_counts(rows: pl.DataFrame) -> pl.DataFrame:
     counts = {"rows": pl.len(), "subjects": pl.col("subject_id").n_unique()}
     if rows.schema["label"] == pl.Boolean and not rows["label"].is_null().all():
         counts["positive"] = pl.col("label").sum()
+    if rows.schema["label"] == FOLLOWED:
+        counts["events observed"] = pl.col("label").struct.field("observed").sum()
     return rows.group_by("split").agg(count.cast(pl.Int64).alias(name) for name, count in counts.items()).sort(order)
 
 
 def write_report(run: RunDirectory, content: ReportContent) -> Path:
     """Write results.csv, report.html, SUMMARY.txt and, last, summary.json, which marks the run finished."""
     page = render(content)
-    run.write_results(content.judgement.results)
+    run.write_results(content.results)
     with replacing(run.report) as part:
         part.write_text(page, encoding="utf-8")
     run.finish(summary(content), summary_text(content))
@@ -131,14 +148,17 @@ def _judged(content: ReportContent) -> dict[str, Any]:
     return {
         "scope": judgement.scope,
         "n": judgement.n,
-        "n_positive": judgement.n_positive,
+        "counted": counted(judgement),
         "n_subjects": judgement.n_subjects,
         "n_resamples": max(
             (e.n_resamples for metrics in judgement.estimates.values() for e in metrics.values()), default=0
         ),
+        "kind": judgement.kind,
         "results": _results_grid(judgement),
-        "undefined": _grid(judgement.undefined),
-        "left_out": _grid(judgement.left_out),
+        "classes": _classes_grid(judgement),
+        "few_shot": _few_shot_grids(content),
+        "undefined": _grid(_with_headings(judgement.undefined)),
+        "left_out": _grid(_with_headings(judgement.left_out)),
         "baseline": content.baseline,
         "differences": _differences_grid(content),
         "calibration": _grid(_calibration(judgement)),
@@ -171,13 +191,17 @@ def summary(content: ReportContent) -> dict[str, Any]:
         "task": scope.task,
         "split": scope.split,
         "n": judgement.n,
+        "k": scope.k,
+        "replicate": scope.replicate,
         "n_positive": judgement.n_positive,
+        "positives": dict(judgement.positives),
         "n_subjects": judgement.n_subjects,
+        "few_shot": _few_shot_figures(content),
         "arms": {
             arm: {metric: _estimate(e) for metric, e in metrics.items()} for arm, metrics in judgement.estimates.items()
         },
         "baseline": content.baseline,
-        "auroc_differences": {arm: _estimate(e) for arm, e in _differences(content).items()},
+        f"{judgement.headline}_differences": {arm: _estimate(e) for arm, e in _differences(content).items()},
         "temperatures": _calibration(judgement).to_dicts(),
         "canaries": canary_table(list(content.canaries)).to_dicts(),
         "cohort_notes": list(content.cohort_notes),
@@ -191,6 +215,8 @@ def summary(content: ReportContent) -> dict[str, Any]:
 def summary_text(content: ReportContent) -> str:
     """The closing table with what a reader must know beside it, as plain text."""
     lines = [results_text(content.judgement)]
+    if content.few_shot is not None:
+        lines += [curves_text(content.results, metric) for metric in CURVES_OF]
     for canary in content.canaries:
         verdict = ", which tells cases from controls without reading" if canary.sings else ""
         found = f"{number(canary.auroc.value)} ({interval_text(canary.auroc)}){verdict}"
@@ -228,6 +254,8 @@ def _written(value: Any, form: str | None) -> Any:
 
 
 def _results_grid(judgement: Judgement) -> dict[str, Any]:
+    if judgement.kind == "survival":
+        return _survival_grid(judgement)
     metrics = [name for name in HEADINGS if any(name in estimates for estimates in judgement.estimates.values())]
     rows = [
         (arm, *(_result_cell(metric, estimates.get(metric)) for metric in metrics))
@@ -235,6 +263,54 @@ def _results_grid(judgement: Judgement) -> dict[str, Any]:
     ]
     columns = ["arm", *(HEADINGS[metric] for metric in metrics)]
     return {"columns": columns, "rows": rows, "numeric": [False, *(True for _ in metrics)]}
+
+
+def _survival_grid(judgement: Judgement) -> dict[str, Any]:
+    """All metrics of times to an event, which depend on the horizons."""
+    metrics = list(dict.fromkeys(metric for estimates in judgement.estimates.values() for metric in estimates))
+    rows = [
+        (arm, *(_result_cell(metric, estimates.get(metric)) for metric in metrics))
+        for arm, estimates in judgement.estimates.items()
+    ]
+    return {"columns": ["arm", *map(heading, metrics)], "rows": rows, "numeric": [False, *(True for _ in metrics)]}
+
+
+def _classes_grid(judgement: Judgement) -> dict[str, Any] | None:
+    """Each class against the rest, arm by arm; None for a binary task."""
+    rows = [
+        (arm, name, n, *(_result_cell(metric, estimates.get(of_class(metric, name))) for metric in OF_CLASS))
+        for arm, estimates in judgement.estimates.items()
+        for name, n in judgement.positives.items()
+    ]
+    columns = ["arm", "class" if judgement.kind == "multiclass" else "label", "rows with it", *OF_CLASS.values()]
+    return {"columns": columns, "rows": rows, "numeric": [False, False, *([True] * 5)]} if rows else None
+
+
+def _few_shot_grids(content: ReportContent) -> dict[str, Any]:
+    if content.few_shot is None:
+        return {}
+    grids = {OF_CLASS[metric]: _grid(curve_table(content.results, metric)) for metric in CURVES_OF}
+    return {name: {**grid, "numeric": [False, *grid["numeric"][1:]]} for name, grid in grids.items() if grid}
+
+
+def _few_shot_figures(content: ReportContent) -> dict[str, Any]:
+    if content.few_shot is None:
+        return {}
+    return {metric: curves(content.results, metric).to_dicts() for metric in CURVES_OF}
+
+
+def _with_headings(table: pl.DataFrame) -> pl.DataFrame:
+    """The metrics as the page calls them: `AUROC micro`, `ECE of C50`."""
+    return table.with_columns(pl.col("metric").map_elements(heading, return_dtype=pl.String))
+
+
+def heading(metric: str) -> str:
+    """What the page calls a metric."""
+    name, _, of = metric.partition(":")
+    name, _, days = name.partition("@")
+    if days:
+        return f"{HEADINGS.get(name, name)} at {days} days"
+    return HEADINGS.get(name, name) + (f" of {of}" if of else "")
 
 
 def _result_cell(metric: str, estimate: Estimate | None) -> str | None:
@@ -255,7 +331,7 @@ def _differences(content: ReportContent) -> dict[str, Estimate]:
 def _differences_grid(content: ReportContent) -> dict[str, Any] | None:
     found = _differences(content)
     rows = [(arm, number(e.value), interval_text(e)) for arm, e in found.items()]
-    columns = ["arm", "difference in AUROC", "95% interval"]
+    columns = ["arm", f"difference in {heading(content.judgement.headline)}", "95% interval"]
     return {"columns": columns, "rows": rows, "numeric": [False, True, True]} if rows else None
 
 

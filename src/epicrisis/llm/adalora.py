@@ -30,7 +30,7 @@ class RankSharing:
     def __init__(self, model: PeftModel, n_steps: int):
         """All ranks learn for a tenth of the steps, then they are taken away; the last fifth trains what is left."""
         self._tuner: Any = model.base_model
-        self._config = self._tuner.peft_config[self._tuner.trainable_adapter_name]
+        self._config: Any = self._tuner.peft_config[self._tuner.trainable_adapter_name]
         self._config.total_step, self._config.tinit, self._config.tfinal = n_steps, n_steps // 10, n_steps // 5
         self._config.deltaT = max(1, n_steps // 100)
         self._own = {id(parameter) for parameter in model.parameters() if parameter.requires_grad}

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import datasets
-import numpy as np
 import polars as pl
+from accelerate import Accelerator
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
@@ -20,38 +20,44 @@ from epicrisis.llm.classify import Layout, QuestionLesson
 from epicrisis.llm.heads import LabelTokens, ScoreHead
 from epicrisis.llm.trie import none_begins_another
 from epicrisis.settings import Settings, refuse
-from epicrisis.training.class_losses import fitted_weights, targets_of
-from epicrisis.training.class_weights import ClassWeights
+from epicrisis.training.outcome import Outcome, completed, load_outcome, outcome_for
 
 KEYS = ["subject_id", "prediction_time"]
 
 
 @dataclass(frozen=True)
 class Answering:
-    """classes: in the order of the probabilities; weights: what they weigh in the loss; prompt: around narratives."""
+    """outcome: what is told apart, or foretold, and how it is learnt; prompt: around narratives."""
 
-    kind: TaskKind
-    classes: tuple[str, ...]
-    weights: ClassWeights
+    outcome: Outcome
     prompt: Prompt
+
+    @property
+    def kind(self) -> TaskKind:
+        """The kind of task."""
+        return self.outcome.kind
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """What predictions are of: the classes, or of a time to an event its risk and horizons."""
+        return self.outcome.columns
 
     @classmethod
     def of_task(cls, settings: Settings, rows: pl.DataFrame, tokenizer: PreTrainedTokenizerBase) -> Answering:
         """For the task of these rows (train and tuning); InputError where it cannot be answered as the settings say."""
-        kind, classes = kind_of_labels(rows), classes_of_labels(rows)
-        check_head(settings, kind, classes)
-        train = rows.filter(pl.col("split") == "train")
-        weights = fitted_weights(settings.training.class_weights, train, kind, classes)
-        return cls(kind, classes, weights, prompt_for(settings, tokenizer))
+        kind = kind_of_labels(rows)
+        check_head(settings, kind, () if kind == "survival" else classes_of_labels(rows))
+        return cls(outcome_for(settings, rows), prompt_for(settings, tokenizer))
+
+    def completed(
+        self, module: nn.Module, train: QuestionLesson, batch_size: int, accelerator: Accelerator
+    ) -> Answering:
+        """The same when all is learnt, with what is still to be fitted on the train rows (see `Outcome`)."""
+        return replace(self, outcome=completed(module, train, batch_size, accelerator))
 
     def saved(self) -> dict[str, Any]:
         """As plain JSON, for `load`."""
-        return {
-            "kind": self.kind,
-            "classes": list(self.classes),
-            "class_weights": self.weights.values.tolist(),
-            "prompt": [list(self.prompt.before), list(self.prompt.after)],
-        }
+        return {**self.outcome.saved(), "prompt": [list(self.prompt.before), list(self.prompt.after)]}
 
     @classmethod
     def load(cls, saved: dict[str, Any], settings: Settings, tokenizer: PreTrainedTokenizerBase) -> Answering:
@@ -63,8 +69,7 @@ class Answering:
                 "is not what this checkpoint was trained with",
                 "use the model section of the run's config.yaml",
             )
-        weights = ClassWeights(np.asarray(saved["class_weights"], dtype=np.float64))
-        return cls(saved["kind"], tuple(saved["classes"]), weights, prompt)
+        return cls(load_outcome(saved, settings), prompt)
 
 
 def prompt_for(settings: Settings, tokenizer: PreTrainedTokenizerBase) -> Prompt:
@@ -78,6 +83,9 @@ def check_head(settings: Settings, kind: TaskKind, classes: tuple[str, ...]) -> 
     model, names = settings.model, ", ".join(classes)
     if kind == "none":
         raise refuse("data.labels_dir", "holds no label that a model could answer", "give true or false, or words")
+    if kind == "survival" and model.head == "label_tokens":
+        what = "the labels are times to an event, and an answer in words tells classes apart"
+        raise refuse("model.head", what, "set model.head: score, from which survival.head learns")
     if kind == "multilabel" and model.head == "label_tokens":
         raise refuse(
             "model.head",
@@ -92,9 +100,9 @@ def check_head(settings: Settings, kind: TaskKind, classes: tuple[str, ...]) -> 
 def head_for(
     settings: Settings, model: nn.Module, tokenizer: PreTrainedTokenizerBase, answering: Answering
 ) -> nn.Module:
-    """The module that gives class logits for packed batches."""
+    """The module that gives the outcome's logits for packed batches."""
     if settings.model.head == "score":
-        return ScoreHead(model, len(answering.classes), settings.training.seed, settings.model.pooling)
+        return ScoreHead(model, answering.outcome.n_outputs, settings.training.seed, settings.model.pooling)
     return LabelTokens(model, written_answers(tokenizer, answering.prompt, settings.model.answers))
 
 
@@ -125,8 +133,7 @@ def lesson_for(
     if rows is not None:
         keys: Any = pl.from_arrow(tokens.select_columns(KEYS).with_format("arrow")[:])
         labelled = keys.join(rows, on=KEYS, how="left", maintain_order="left")
-        targets = targets_of(labelled, answering.kind, answering.classes)
-    n_classes = len(answering.classes)
+        targets = answering.outcome.targets(labelled)
     return QuestionLesson(
-        tokens, tokenizer, answering.prompt, max_length, targets, n_classes, weights=answering.weights, layout=layout
+        tokens, tokenizer, answering.prompt, max_length, targets, outcome=answering.outcome, layout=layout
     )

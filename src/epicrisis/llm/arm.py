@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -17,10 +17,18 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from epicrisis.cohort import History
-from epicrisis.corpus.executors import executor_for
-from epicrisis.corpus.prepare import KEYS, Prepared, prepare
-from epicrisis.corpus.telling import Telling, narrator_once
-from epicrisis.llm.adalora import refuse_resuming, sharing_ranks
+from epicrisis.corpus.prepare import KEYS
+from epicrisis.corpus.run_narratives import (
+    NARRATOR,
+    Run,
+    check_choice,
+    check_telling,
+    keys_of,
+    prepare_once,
+    run_narrator,
+)
+from epicrisis.corpus.telling import Telling
+from epicrisis.llm.adalora import RankSharing, sharing_ranks
 from epicrisis.llm.adapters import (
     CLINICAL,
     DOWNSTREAM,
@@ -38,30 +46,14 @@ from epicrisis.llm.classify import tuning_metrics
 from epicrisis.llm.fuse import load_fused, new_tokens_file
 from epicrisis.llm.heads import NextToken, ScoreHead
 from epicrisis.llm.pretrain import NarrativeLesson, packing_text, token_loss, whole_records
-from epicrisis.narrative import Lookups, Narrator, get_style
+from epicrisis.narrative import Lookups, Narrator
 from epicrisis.settings import Settings, refuse
 from epicrisis.tracking.progress import say
 from epicrisis.training.checkpoints import Checkpoints
-from epicrisis.training.class_losses import class_probabilities
 from epicrisis.training.device import make_accelerator
 from epicrisis.training.lessons import Lesson
 from epicrisis.training.loop import make_plan, train
-
-NARRATOR = "narrator"
-"""The folder, beside adapters, of what their narratives are told with."""
-
-
-class Run(Protocol):
-    """What an arm needs of a run directory."""
-
-    @property
-    def dir(self) -> Path:
-        """The run's folder."""
-        ...
-
-    def log(self, **fields: Any) -> None:
-        """Append one line to the run's history."""
-        ...
+from epicrisis.training.outcome import row_predictions
 
 
 @dataclass
@@ -77,27 +69,19 @@ class FittedLlm:
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """The task's classes, in the order of the probabilities."""
+        """The task's classes, in the order of the probabilities; of a time to an event its risk and horizons."""
         return self.answering.classes
 
     def predict(self, rows: pl.DataFrame, history: History) -> np.ndarray:
-        """Probabilities [n_rows, n_classes] in the order of `rows` and of the task's classes."""
-        prepared = _prepare_once(
-            self.settings, rows, history, self.telling, self.directory / "judged", self.accelerator
-        )
+        """float64 [n_rows, n_columns] in the order of `rows` and of `classes`."""
+        prepared = prepare_once(self.settings, rows, history, self.telling, self.directory / "judged", self.accelerator)
         settings, ordered = self.settings, []
         layout, size = layout_for(self.module), inference_batch_size(settings.training)
         for split in sorted(rows["split"].unique()):
             tokens = prepared.tokens(split)
             lesson = lesson_for(tokens, self.telling.tokenizer, self.answering, settings.model.max_length, layout)
-            scores = class_probabilities(
-                self.module,
-                lesson,
-                size,
-                self.accelerator,
-                corrected=settings.model.prior_correction,
-            )
-            ordered.append(_keys(tokens).with_columns(scores=pl.Series(scores.tolist())))
+            scores = row_predictions(self.module, lesson, size, self.accelerator)
+            ordered.append(keys_of(tokens).with_columns(scores=pl.Series(scores.tolist())))
         joined = rows.select(KEYS).join(pl.concat(ordered), on=KEYS, how="left", maintain_order="left")
         return np.asarray(joined["scores"].to_list(), dtype=np.float64)
 
@@ -125,25 +109,24 @@ class LlmArm:
         """Train on the train rows, watching tuning. `rows` holds both splits."""
         settings = self._settings
         accelerator = make_accelerator(settings.training)
-        narrator = _narrator_once(settings, self._lookups, rows, history, run.dir, accelerator)
-        tokenizer = load_tokenizer(settings.model, accelerator, settings.lora.new_code_tokens)
-        telling = telling_for(settings, narrator, self._lookups, tokenizer)
+        telling = telling_of_run(settings, self._lookups, rows, history, run.dir, accelerator)
+        tokenizer = telling.tokenizer
         answering = Answering.of_task(settings, rows, tokenizer)
         module = _classifier(settings, tokenizer, answering, accelerator)
-        prepared = _prepare_once(settings, rows, history, telling, run.dir, accelerator)
+        prepared = prepare_once(settings, rows, history, telling, run.dir, accelerator)
         layout, length = layout_for(module), settings.model.max_length
         lessons = {
             split: lesson_for(prepared.tokens(split), tokenizer, answering, length, layout, rows)
             for split in ("train", "tuning")
         }
         size = inference_batch_size(settings.training)
-        corrected, mass = settings.model.prior_correction, settings.model.answer_mass
+        mass = settings.model.answer_mass
 
         def evaluate(module: nn.Module) -> dict[str, float]:
-            return tuning_metrics(module, lessons["tuning"], size, accelerator, corrected=corrected, mass=mass)
+            return tuning_metrics(module, lessons["tuning"], size, accelerator, mass=mass)
 
         _learn(module, lessons["train"], settings, accelerator, run, evaluate)
-        module.eval()
+        answering = answering.completed(module.eval(), lessons["train"], size, accelerator)
         return FittedLlm(settings, telling, module, accelerator, answering, run.dir)
 
     def load(self, directory: Path) -> FittedLlm:
@@ -159,7 +142,7 @@ class LlmArm:
                 "model.fused", f"{adapters} was not fused from a finished run", "fuse one, without naming adapters"
             )
         narrator = Narrator.load(adapters / NARRATOR, self._lookups)
-        _check_choice(narrator, settings)
+        check_choice(narrator, settings)
         tokens = new_tokens_file(directory / "adapters" / name for name in (CLINICAL, DOWNSTREAM))
         tokenizer = load_tokenizer(settings.model, accelerator, tokens)
         telling = telling_for(settings, narrator, self._lookups, tokenizer)
@@ -185,15 +168,11 @@ def pretrain(settings: Settings, lookups: Lookups, rows: pl.DataFrame, history: 
     after, and how the train narratives were packed in the first epoch.
     """
     accelerator = make_accelerator(settings.training)
-    narrator = _narrator_once(settings, lookups, rows, history, run.dir, accelerator)
-    tokenizer = load_tokenizer(settings.model, accelerator, settings.lora.new_code_tokens)
-    telling = telling_for(settings, narrator, lookups, tokenizer)
-    if settings.narrative.records == "whole":
-        telling = whole_records(telling)
+    telling = telling_of_run(settings, lookups, rows, history, run.dir, accelerator)
     base = load_base(settings, accelerator)
     backend = backend_for(settings.training.framework)
     model = backend.attach(base, CLINICAL, settings.lora, settings.training.seed)
-    prepared = _prepare_once(settings, rows, history, telling, run.dir, accelerator)
+    prepared = prepare_once(settings, rows, history, telling, run.dir, accelerator)
     length, repeat_header = settings.model.max_length, settings.narrative.repeat_header
     lesson, tuning = (
         NarrativeLesson(prepared.tokens(split), telling.tokenizer, length, repeat_header=repeat_header)
@@ -210,13 +189,13 @@ def pretrain(settings: Settings, lookups: Lookups, rows: pl.DataFrame, history: 
         return token_loss(module, tuning, batch_size, accelerator)
 
     before = evaluate(module.eval())
-    with sharing_ranks(model, make_plan(lesson.fewest_items, settings.training).n_steps):
-        _learn(module, lesson, settings, accelerator, run, evaluate)
+    with sharing_ranks(model, make_plan(lesson.fewest_items, settings.training).n_steps) as sharing:
+        _learn(module, lesson, settings, accelerator, run, evaluate, sharing)
     after = evaluate(module.eval())
     if accelerator.is_main_process:
         directory = run.dir / "adapters" / CLINICAL
         save_adapter(model, CLINICAL, directory, settings.model.model_name)
-        narrator.save(directory / NARRATOR)
+        telling.narrator.save(directory / NARRATOR)
         (directory / "narrative.json").write_text(json.dumps(telling.inputs(), indent=2))
     accelerator.wait_for_everyone()
     return {
@@ -235,12 +214,11 @@ def _learn(
     accelerator: Accelerator,
     run: Run,
     evaluate: Callable[[nn.Module], dict[str, float]],
+    sharing: RankSharing | None = None,
 ) -> None:
     """Train as the settings say, in batches that fit, with checkpoints in the run's folder."""
     stage, is_main = str(settings.stage), accelerator.is_main_process
-    checkpoints = Checkpoints(run.dir / "checkpoints", settings.training.save_total_limit, accelerator)
-    if settings.training.resume:
-        refuse_resuming(module, checkpoints)
+    checkpoints = Checkpoints(run.dir / "checkpoints", settings.training.save_total_limit, accelerator, sharing)
 
     def tell(text: str) -> None:
         if is_main:
@@ -250,6 +228,16 @@ def _learn(
     log = run.log if is_main else lambda **_: None
     log(batch_size=training.batch_size)
     train(module, lesson, training, accelerator, checkpoints, title=stage, evaluate=evaluate, log=log)
+
+
+def telling_of_run(
+    settings: Settings, lookups: Lookups, rows: pl.DataFrame, history: History, directory: Path, acc: Accelerator
+) -> Telling:
+    """How a run with these settings tells the histories of its rows; whole records where it is to keep them."""
+    narrator = _narrator_once(settings, lookups, rows, history, directory, acc)
+    tokenizer = load_tokenizer(settings.model, acc, settings.lora.new_code_tokens)
+    telling = telling_for(settings, narrator, lookups, tokenizer)
+    return whole_records(telling) if settings.narrative.records == "whole" else telling
 
 
 def telling_for(
@@ -267,18 +255,6 @@ def telling_for(
     return Telling(narrator, lookups, min(budget, room), tokenizer)
 
 
-def check_telling(told: dict[str, Any], telling: Telling) -> None:
-    """Raise InputError where a checkpoint's narratives were told in another way or by another tokenizer."""
-    now = telling.inputs()
-    changed = [key for key in ("style", "dates", "values", "tokenizer") if told.get(key) != now[key]]
-    if changed:
-        raise refuse(
-            f"narrative ({', '.join(changed)})",
-            "is not what this checkpoint was trained with",
-            "use the narrative section and the base of the run's config.yaml",
-        )
-
-
 def narrator_for(
     settings: Settings, lookups: Lookups, rows: pl.DataFrame, history: History, directory: Path
 ) -> Narrator:
@@ -286,16 +262,9 @@ def narrator_for(
 
     rows: with a column split, of which train alone is looked at. directory: where it is kept once it is fitted.
     """
-    told = settings.narrative
-    if settings.model.clinical_adapter is not None:
-        folder = adapter_directory(settings.model.clinical_adapter) / NARRATOR
-        if folder.is_dir():
-            narrator = Narrator.load(folder, lookups)
-            _check_choice(narrator, settings)
-            return narrator
-    train = replace(history, rows=rows.filter(pl.col("split") == "train"))
-    values = None if told.values == "raw" else told.values
-    return narrator_once(train, lookups, get_style(told.style), told.dates, values, directory)
+    clinical = settings.model.clinical_adapter
+    earlier = None if clinical is None else adapter_directory(clinical) / NARRATOR
+    return run_narrator(settings, lookups, rows, history, directory, earlier)
 
 
 def _narrator_once(
@@ -309,19 +278,6 @@ def _narrator_once(
     """The main process fits it, the others find it done."""
     with accelerator.main_process_first():
         return narrator_for(settings, lookups, rows, history, directory)
-
-
-def _check_choice(narrator: Narrator, settings: Settings) -> None:
-    """Raise InputError where a narrator tells histories in another way than the settings ask for."""
-    told = settings.narrative
-    asked = {"style": get_style(told.style).label, "dates": told.dates, "values": told.values}
-    changed = [key for key, value in narrator.choice().items() if asked[key] != value]
-    if changed:
-        raise refuse(
-            f"narrative ({', '.join(changed)})",
-            "is not what this checkpoint was trained with",
-            "use the narrative section of the config.yaml of its run",
-        )
 
 
 def _classifier(
@@ -341,20 +297,3 @@ def _classifier(
             seed=seed,
         )
     return head_for(settings, model, tokenizer, answering)
-
-
-def _keys(tokens: Any) -> pl.DataFrame:
-    return pl.from_arrow(tokens.select_columns(KEYS).with_format("arrow")[:])  # type: ignore[return-value]
-
-
-def _prepare_once(
-    settings: Settings,
-    rows: pl.DataFrame,
-    history: History,
-    telling: Telling,
-    directory: Path,
-    accelerator: Accelerator,
-) -> Prepared:
-    """The main process prepares; the others find it done."""
-    with accelerator.main_process_first():
-        return prepare(rows, history, telling, directory, executor_for(settings.prepare))

@@ -11,13 +11,12 @@ from bitsandbytes.nn import Linear4bit
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from epicrisis.llm.adapters import adapter_directory
-from epicrisis.llm.attention import choose_attention, documents_are_apart
-from epicrisis.llm.backends import backend_for
+from epicrisis.llm.attention import documents_are_apart
+from epicrisis.llm.backends import Loading, backend_for
 from epicrisis.llm.embedded import EMBEDDED, embedded_base, embedded_tokenizer
 from epicrisis.llm.new_tokens import FILE, add_rows, read_new_tokens, with_new_tokens
 from epicrisis.settings import Settings, refuse
 from epicrisis.settings.schema import ModelSettings
-from epicrisis.training.device import compute_dtype
 
 _PAD_CANDIDATES = ("<|finetune_right_pad_id|>", "<pad>", "[PAD]", "<|pad|>", "<unk>")
 
@@ -40,7 +39,7 @@ def load_tokenizer(
             directory = embedded_tokenizer(cache_directory(model))
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(directory)
     else:
-        tokenizer = with_own_pad(AutoTokenizer.from_pretrained(_source(model.model_name)))
+        tokenizer = with_own_pad(AutoTokenizer.from_pretrained(_hub_name_or_folder(model.model_name)))
     file = new_tokens or _clinical_new_tokens(model)
     return tokenizer if file is None else with_new_tokens(tokenizer, read_new_tokens(file))
 
@@ -75,24 +74,8 @@ def load_base(
 
     new_tokens: a CSV of tokens to add; where not given, the run's own. dtype: in place of the settings'.
     """
-    model, training = settings.model, settings.training
-    source = model.model_name
-    if source in EMBEDDED:
-        with accelerator.main_process_first():
-            source = str(embedded_base(source, cache_directory(model)))
-    else:
-        source = _source(source)
-    dtype = dtype or compute_dtype(training)
-    attention = choose_attention(model.attn_implementation, accelerator.device, dtype)
-    base = backend_for(training.framework).load_base(
-        source,
-        load_in_4bit=training.load_in_4bit,
-        dtype=dtype,
-        device=accelerator.device,
-        max_length=model.max_length,
-        attention="sdpa" if training.framework == "unsloth" else attention,
-    )
-    keep_differentiable(base)
+    model = settings.model
+    base = load_weights(settings, _source_of_weights(model, accelerator), accelerator.device, dtype)
     if settings.stage == "pretrain" and not documents_are_apart(base):
         raise refuse(
             "model.model_name",
@@ -102,7 +85,19 @@ def load_base(
     file = new_tokens or settings.lora.new_code_tokens or _clinical_new_tokens(model)
     if file is not None:
         add_rows(base, load_tokenizer(model, accelerator, file), read_new_tokens(file))
-    if training.gradient_checkpointing:
+    return base
+
+
+def load_weights(
+    settings: Settings, source: str, device: torch.device, dtype: torch.dtype | None = None
+) -> PreTrainedModel:
+    """The base in `source` (hub name or folder), frozen and ready for an adapter to be trained on it.
+
+    Its precision, attention and recomputing of activations are the settings'; dtype: in place of theirs.
+    """
+    base = backend_for(settings.training.framework).load(Loading.of(settings, source, device, dtype))
+    keep_differentiable(base)
+    if settings.training.gradient_checkpointing:
         base.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     return base
 
@@ -118,7 +113,16 @@ def keep_differentiable(base: PreTrainedModel) -> None:
             module.support_avx512bf16_for_cpu = False
 
 
-def _source(model_name: str) -> str:
+def _source_of_weights(model: ModelSettings, accelerator: Accelerator) -> str:
+    """Where the base's weights are: a hub name or a folder, into which an embedded base is written at first use."""
+    if model.model_name not in EMBEDDED:
+        return _hub_name_or_folder(model.model_name)
+    with accelerator.main_process_first():
+        return str(embedded_base(model.model_name, cache_directory(model)))
+
+
+def _hub_name_or_folder(model_name: str) -> str:
+    """The name as the hub or the disk knows it; InputError for a path where no folder is."""
     looks_local = model_name.startswith((".", "/", "~")) or model_name.count("/") != 1
     path = Path(model_name).expanduser()
     if looks_local and not path.is_dir():

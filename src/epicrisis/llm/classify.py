@@ -12,11 +12,12 @@ from accelerate import Accelerator
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
+from epicrisis.cohort.task import BINARY_CLASSES
 from epicrisis.corpus.packing import PackedBatch, pack, tight_rows
 from epicrisis.corpus.prompt import Prompt, make_prompt
 from epicrisis.llm.heads import LabelTokens
-from epicrisis.training.class_losses import class_metrics, class_probabilities, loss_of
 from epicrisis.training.class_weights import ClassWeights
+from epicrisis.training.outcome import ClassOutcome, Outcome, row_metrics
 
 
 @dataclass(frozen=True)
@@ -34,9 +35,9 @@ class Layout:
 class QuestionLesson:
     """Narratives in their prompt; an item is one row of the cohort.
 
-    prompt: or a plain question, which stands for the usual prompt. targets: int [n_rows], the index of each row's
-    class; of a multilabel task bool [n_rows, n_classes]; None where only predictions are wanted. max_length: the
-    longest that a narrative in its prompt can be.
+    prompt: or a plain question, which stands for the usual prompt. targets: what the rows are, as `outcome` tells it;
+    None where only predictions are wanted. max_length: the longest that a narrative in its prompt can be. outcome: two
+    classes of equal weight where none is given.
     """
 
     def __init__(
@@ -46,9 +47,8 @@ class QuestionLesson:
         prompt: Prompt | str,
         max_length: int,
         targets: np.ndarray | None = None,
-        n_classes: int = 2,
         *,
-        weights: ClassWeights | None = None,
+        outcome: Outcome | None = None,
         layout: Layout | None = None,
     ):
         self._tokens = tokens
@@ -57,7 +57,7 @@ class QuestionLesson:
         self._max_length = max_length
         self._targets = targets
         self._layout = layout or Layout()
-        self.weights = weights or ClassWeights.even(n_classes)
+        self.outcome = outcome or ClassOutcome("binary", BINARY_CLASSES, ClassWeights.even(2))
         self.lengths = np.asarray(tokens["n_tokens"]) + self._prompt.n_tokens
 
     @property
@@ -101,7 +101,7 @@ class QuestionLesson:
 
     def loss_sum(self, module: nn.Module, batch: PackedBatch, items: Sequence[int]) -> torch.Tensor:
         targets = torch.as_tensor(self.targets[list(items)], device=batch.input_ids.device)
-        return loss_of(module(batch), targets, self.weights)
+        return self.outcome.loss(module(batch), targets)
 
 
 def tuning_metrics(
@@ -110,15 +110,13 @@ def tuning_metrics(
     batch_size: int,
     accelerator: Accelerator,
     *,
-    corrected: bool = False,
     mass: bool = False,
 ) -> dict[str, float]:
-    """What `class_losses.class_metrics` tells of the lesson's rows; of answers also `answer_mass`, where asked for.
+    """What the lesson's outcome tells of its rows; of answers also `answer_mass`, where asked for.
 
     answer_mass: the mean share of the whole vocabulary's probability that the answers have.
     """
-    found = class_probabilities(module, lesson, batch_size, accelerator, corrected=corrected)
-    metrics = class_metrics(found, lesson.targets, lesson.weights, corrected=corrected)
+    metrics = row_metrics(module, lesson, batch_size, accelerator)
     if mass and isinstance(module, LabelTokens):
         metrics["answer_mass"] = answer_mass(module, lesson, batch_size, accelerator)
     return metrics

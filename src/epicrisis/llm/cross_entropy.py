@@ -116,10 +116,14 @@ class _OfFrozenLayer(torch.autograd.Function):
             part = hidden[start : start + size].to(weight.dtype)
             wanted = targets[start : start + size, None]
             logits = F.linear(part, weight, bias).float()
-            normaliser = logits.logsumexp(-1, keepdim=True)
-            total += (normaliser - logits.gather(1, wanted)).sum()
+            # One buffer throughout: a second one of this size costs more time than the arithmetic on it.
+            logits.sub_(logits.amax(-1, keepdim=True))
+            own = logits.gather(1, wanted)
+            errors = logits.exp_()
+            mass = errors.sum(-1, keepdim=True)
+            total += (mass.log() - own).sum()
             if gradient is not None:
-                errors = logits.sub_(normaliser).exp_()  # the probabilities, minus one at the target
+                errors.div_(mass)  # the probabilities, minus one at the target
                 errors.scatter_add_(1, wanted, errors.new_full(wanted.shape, -1.0))
                 gradient[start : start + size] = errors.to(weight.dtype) @ weight
         if gradient is not None:

@@ -18,11 +18,10 @@ from transformers import AutoModelForCausalLM, PreTrainedConfig
 
 from epicrisis.corpus.packing import PackedBatch, pack
 from epicrisis.llm.backends import backend_for
-from epicrisis.llm.base import keep_differentiable
+from epicrisis.llm.base import load_weights
 from epicrisis.llm.heads import NextToken, ScoreHead
 from epicrisis.llm.memory import Shape
 from epicrisis.settings import Settings
-from epicrisis.training.device import compute_dtype
 
 KEPT = 0.4
 """Of the speed of plain matrix products, what a whole training step keeps."""
@@ -79,21 +78,12 @@ def random_batch(rows: int, length: int, vocabulary: int) -> PackedBatch:
 def _untrained(settings: Settings, config: PreTrainedConfig, device: torch.device) -> nn.Module:
     """A model with adapter and head as the run will train it, with random weights."""
     training = settings.training
-    backend = backend_for(training.framework)
     with tempfile.TemporaryDirectory() as folder, torch.random.fork_rng():
         AutoModelForCausalLM.from_config(config).save_pretrained(folder)
-        base = backend.load_base(
-            folder,
-            load_in_4bit=training.load_in_4bit,
-            dtype=compute_dtype(training),
-            device=device,
-            max_length=settings.model.max_length,
-            quant_storage=training.quant_storage,
-        )
-    keep_differentiable(base)
-    if training.gradient_checkpointing:
-        base.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    model = backend.attach(base, "probe", settings.lora, training.seed)
+        base = load_weights(settings, folder, device)
+        model: nn.Module = base
+        if settings.lora.method != "none":  # inside of `with`, since LoftQ reads the folder
+            model = backend_for(training.framework).attach(base, "probe", settings.lora, training.seed)
     if settings.stage == "pretrain":
         return NextToken(model)
     return ScoreHead(model, len(settings.model.answers), training.seed, settings.model.pooling)

@@ -13,19 +13,19 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from epicrisis.cohort import History
-from epicrisis.corpus.executors import executor_for
-from epicrisis.corpus.prepare import KEYS, prepare
+from epicrisis.corpus.prepare import KEYS
+from epicrisis.corpus.run_narratives import NARRATOR, check_choice, prepare_once
 from epicrisis.corpus.telling import Telling
 from epicrisis.corpus.tokens import encode_narratives
 from epicrisis.llm.adapters import CLINICAL, DOWNSTREAM, adapters_in, causal_model, load_stacked
 from epicrisis.llm.answering import prompt_for, written_answers
-from epicrisis.llm.arm import NARRATOR, telling_for
+from epicrisis.llm.arm import telling_for
 from epicrisis.llm.base import load_base, load_tokenizer
 from epicrisis.llm.fuse import load_fused, new_tokens_file
 from epicrisis.llm.futures import Sampled, Target, count_risks, horizon_stop, opening
 from epicrisis.llm.sampling import Decoding, Written, log_probabilities, stop_at, texts_of, write
 from epicrisis.llm.trie import make_trie
-from epicrisis.narrative import Lookups, Narrator, get_style
+from epicrisis.narrative import Lookups, Narrator
 from epicrisis.narrative.header import HEADER_ROLES
 from epicrisis.settings import Settings, refuse
 from epicrisis.settings.schema import GenerationSettings
@@ -87,7 +87,7 @@ def load_author(settings: Settings, lookups: Lookups, directory: Path) -> Author
     settings = settings.model_copy(update={"training": settings.training.model_copy(update=plainly)})
     adapters = directory / "adapters"
     narrator = Narrator.load(_narrator_folder(adapters), lookups)
-    _check_choice(narrator, settings)
+    check_choice(narrator, settings)
     accelerator = make_accelerator(settings.training)
     tokens = new_tokens_file(adapters / name for name in (CLINICAL, DOWNSTREAM))
     tokenizer = load_tokenizer(settings.model, accelerator, tokens)
@@ -109,15 +109,6 @@ def _narrator_folder(adapters: Path) -> Path:
     return own if own.is_dir() else adapters / CLINICAL / NARRATOR
 
 
-def _check_choice(narrator: Narrator, settings: Settings) -> None:
-    told = settings.narrative
-    asked = {"style": get_style(told.style).label, "dates": told.dates, "values": told.values}
-    changed = [key for key, value in narrator.choice().items() if asked[key] != value]
-    if changed:
-        what = "is not what the run was trained with"
-        raise refuse(f"narrative ({', '.join(changed)})", what, "leave the section narrative out here")
-
-
 def narratives_of(author: Author, rows: pl.DataFrame, history: History, place: Path, room: int = 0) -> list[str]:
     """The narrative of each row, in order; `room` tokens of model.max_length are left free behind it.
 
@@ -130,8 +121,7 @@ def narratives_of(author: Author, rows: pl.DataFrame, history: History, place: P
             what = f"{room} leave no room for a narrative within model.max_length {settings.model.max_length}"
             raise refuse("generation.max_new_tokens", what, "make it smaller; the run saw no longer sequences")
         telling = replace(telling, max_tokens=min(telling.max_tokens or left, left))
-    with author.accelerator.main_process_first():
-        prepared = prepare(rows, history, telling, place, executor_for(settings.prepare))
+    prepared = prepare_once(settings, rows, history, telling, place, author.accelerator)
     splits = sorted(rows["split"].unique())
     told = pl.concat([prepared.narratives(split).select(*KEYS, "narrative") for split in splits]).collect()
     return rows.select(KEYS).join(told, on=KEYS, how="left", maintain_order="left")["narrative"].to_list()

@@ -129,13 +129,28 @@ def write_coverage(directory: Path, table: pl.DataFrame, unresolved: pl.DataFram
     table: from `coverage`; unresolved: from `unresolved`. In the page and in unresolved.csv, counts that fewer
     than FEWEST_SUBJECTS subjects stand behind are shown as `<10`.
     """
-    hidden = _hide_few(unresolved)
+    hidden = hide_few(unresolved)
     page = _page(table, hidden)
     write_csv(table, directory / "coverage.csv")
     write_csv(hidden, directory / "unresolved.csv")
     with replacing(directory / "coverage.html") as part:
         part.write_text(page, encoding="utf-8")
     return directory / "coverage.html"
+
+
+def hide_few(table: pl.DataFrame) -> pl.DataFrame:
+    """The table as it may be shown: counts as text, `<10` for those of fewer subjects, and for events as few of them.
+
+    table: n_events · n_subjects, and perhaps n_subjects_unread; its other columns stay.
+    """
+    few, hidden = pl.col("n_subjects") < FEWEST_SUBJECTS, pl.lit(f"<{FEWEST_SUBJECTS}")
+    hide = {"n_events": few & (pl.col("n_events") < FEWEST_SUBJECTS), "n_subjects": few}
+    if "n_subjects_unread" in table.columns:  # none at all is told: it is of no subject
+        hide["n_subjects_unread"] = pl.col("n_subjects_unread").is_between(1, FEWEST_SUBJECTS - 1)
+    return table.with_columns(
+        pl.when(condition).then(hidden).otherwise(pl.col(name).cast(pl.String)).alias(name)
+        for name, condition in hide.items()
+    )
 
 
 def write_csv(table: pl.DataFrame, path: Path) -> None:
@@ -194,16 +209,6 @@ def _add(one: CoverageCounts, other: CoverageCounts) -> CoverageCounts:
 _NOTHING = CoverageCounts(
     pl.DataFrame(schema=["split", "code", *_CODE_COUNTS]), pl.DataFrame(schema=[*_GROUP, "words", *_SUBJECT_COUNTS])
 ).typed()
-
-
-def _hide_few(table: pl.DataFrame) -> pl.DataFrame:
-    """Counts as text, `<10` for those of fewer subjects, and for their events if these are as few."""
-    few, hidden = pl.col("n_subjects") < FEWEST_SUBJECTS, pl.lit(f"<{FEWEST_SUBJECTS}")
-    few_events = few & (pl.col("n_events") < FEWEST_SUBJECTS)
-    return table.with_columns(
-        n_events=pl.when(few_events).then(hidden).otherwise(pl.col("n_events").cast(pl.String)),
-        n_subjects=pl.when(few).then(hidden).otherwise(pl.col("n_subjects").cast(pl.String)),
-    )
 
 
 def _page(table: pl.DataFrame, unresolved: pl.DataFrame) -> str:

@@ -5,8 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 from epicrisis.settings.adapter_checks import adapter_problems
+from epicrisis.settings.code_embedding_checks import code_embedding_problems, missing_code_embedding_files
+from epicrisis.settings.encoder_checks import encoder_problems
 from epicrisis.settings.problems import Problem
 from epicrisis.settings.schema import Settings
+from epicrisis.settings.structured_checks import structured_problems
+from epicrisis.settings.survival_checks import survival_problems
 from epicrisis.settings.watched import HIGHER_IS_BETTER, WATCHED
 
 _FILE_KEYS = (
@@ -25,6 +29,9 @@ _FILE_KEYS = (
     "oracle_dir",
 )
 
+PRETRAINED_ARMS = ("llm", "event_encoder", "structured", "behrt", "exmed_bert")
+"""The arms that have a stage `pretrain`: those of commands.arms.PRETRAINERS."""
+
 
 def combination_problems(settings: Settings) -> list[Problem]:
     """Settings that are each valid and together impossible."""
@@ -32,7 +39,12 @@ def combination_problems(settings: Settings) -> list[Problem]:
         _data_problems(settings)
         + _model_problems(settings)
         + _asking_problems(settings)
+        + _framework_problems(settings)
         + adapter_problems(settings)
+        + code_embedding_problems(settings)
+        + structured_problems(settings)
+        + encoder_problems(settings)
+        + survival_problems(settings)
         + _record_problems(settings)
         + _prepare_problems(settings)
         + _training_problems(settings)
@@ -53,6 +65,7 @@ def missing_file_problems(settings: Settings) -> list[Problem]:
     for where, path in named.items():
         if path is not None and not path.exists():
             problems.append(Problem(where, f"{path} does not exist", "check the path"))
+    problems += missing_code_embedding_files(settings)
     adapter = settings.model.clinical_adapter
     if adapter is not None and not adapter.exists():
         problems.append(
@@ -80,7 +93,7 @@ def _data_problems(settings: Settings) -> list[Problem]:
 
 def _model_problems(settings: Settings) -> list[Problem]:
     model, problems = settings.model, []
-    if settings.stage == "pretrain" and settings.arm != "llm":
+    if settings.stage == "pretrain" and settings.arm not in PRETRAINED_ARMS:
         problems.append(Problem("stage", f"arm `{settings.arm}` has no pretraining", "set stage: classify"))
     if settings.stage == "pretrain" and model.clinical_adapter:
         problems.append(
@@ -130,9 +143,20 @@ def _asking_problems(settings: Settings) -> list[Problem]:
     if model.answer_mass and model.head == "score":
         what = "a score head gives no answer in words"
         problems.append(Problem("model.answer_mass", what, "set model.head: label_tokens, or leave it out"))
-    if settings.training.framework == "unsloth" and model.attn_implementation not in ("auto", "sdpa"):
-        what = "Unsloth chooses its attention by itself"
-        problems.append(Problem("model.attn_implementation", what, "leave it out, or set training.framework: peft"))
+    return problems
+
+
+def _framework_problems(settings: Settings) -> list[Problem]:
+    """What Unsloth does otherwise whatever it is told; what hangs on the machine is refused where it loads a base."""
+    training, problems = settings.training, []
+    if training.framework != "unsloth":
+        return []
+    fix = "leave it out, or set training.framework: peft"
+    if settings.model.attn_implementation == "flash_attention_2":
+        what = "on a GPU Unsloth chooses its attention by itself"
+        problems.append(Problem("model.attn_implementation", what, fix))
+    if training.quant_storage != "uint8":
+        problems.append(Problem("training.quant_storage", "Unsloth stores 4-bit weights as uint8 only", fix))
     return problems
 
 

@@ -6,8 +6,9 @@ import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, ValidationInfo, field_validator
 
+from epicrisis.settings.embedded_codes_section import BehrtSettings, ClinvecSettings, ExmedSettings
 from epicrisis.settings.encoder_section import EncoderSettings
 from epicrisis.settings.section import Section
 from epicrisis.settings.structured_section import StructuredSettings
@@ -65,6 +66,8 @@ class DataSettings(Section):
     """Controls without an index date get one matched to the cases' (or every control brings its own)."""
     cutoff_months: int | None = Field(None, ge=0)
     """Months before the index date (or the labels' prediction_time) in which nothing is seen."""
+    patients_json: Path | None = None
+    """Patients in JSON (docs/behrt_exmed.md), in place of meds_dir."""
     data_dir: Path | None = None
     """The text pipeline's tokenised pickles (`<split>/*.pkl`), in place of meds_dir."""
     vocab_filepath: Path | None = None
@@ -347,6 +350,29 @@ class ArmSettings(Section):
     """Keys of any section but data, evaluation and benchmark: `{arm: xgboost, tabular.min_subjects: 3}`."""
 
 
+class FewShotSettings(Section):
+    """Learning curves of all arms, from few train and tuning rows of each class (docs/few_shot.md)."""
+
+    k: tuple[Annotated[int, Field(ge=1)] | Literal["all"], ...] = ()
+    """Rows of each class: [1, 2, 4, 8, 16, 32, 64, 128, all], where `all` is all rows, drawn once; [] is no curve."""
+    replicates: int | None = Field(None, ge=1)
+    """So many draws of each k, with the seed training.seed; 5 where not given."""
+
+    @field_validator("k")
+    @classmethod
+    def _distinct(cls, given: tuple[int | str, ...]) -> tuple[int | str, ...]:
+        if len(set(given)) < len(given):
+            raise ValueError("names a number twice: keep it once")
+        return given
+
+    @field_validator("replicates")
+    @classmethod
+    def _of_something(cls, given: int | None, info: ValidationInfo) -> int | None:
+        if given is not None and info.data.get("k") == ():
+            raise ValueError("nothing is drawn: give benchmark.few_shot.k, or leave it out")
+        return given
+
+
 class BenchmarkSettings(Section):
     """Arms that run on the same rows."""
 
@@ -354,6 +380,8 @@ class BenchmarkSettings(Section):
     """The arms, in the order of the table."""
     reference: str | None = None
     """The arm that others are compared with, pairwise on the same resamples."""
+    few_shot: FewShotSettings = FewShotSettings()
+    """Learning curves: `{k: [1, 8, 64, all], replicates: 5}`."""
 
 
 class Settings(Section):
@@ -371,6 +399,9 @@ class Settings(Section):
     training: TrainingSettings = TrainingSettings()
     encoder: EncoderSettings = EncoderSettings()
     structured: StructuredSettings = StructuredSettings()
+    behrt: BehrtSettings = BehrtSettings()
+    exmed: ExmedSettings = ExmedSettings()
+    clinvec: ClinvecSettings = ClinvecSettings()
     tabular: TabularSettings = TabularSettings()
     survival: SurvivalSettings = SurvivalSettings()
     evaluation: EvaluationSettings = EvaluationSettings()

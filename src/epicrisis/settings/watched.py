@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-HIGHER_IS_BETTER = {"loss": False, "perplexity": False, "auroc": True, "answer_mass": True}
+HIGHER_IS_BETTER = {"loss": False, "perplexity": False, "auroc": True, "c_index": True, "answer_mass": True}
 """Every metric that an evaluation on tuning logs: the one place that says which way is better."""
 
-WATCHED = {"pretrain": ("loss", "perplexity"), "classify": ("loss", "auroc")}
-"""By stage, what its evaluations log; auroc only where tuning holds both classes."""
+WATCHED = {"pretrain": ("loss", "perplexity"), "classify": ("loss", "auroc", "c_index")}
+"""By stage, what its evaluations log; auroc only where tuning holds both classes, c_index only of times to an event."""
 
 
 def is_better(metric: str, value: float, best: float | None) -> bool:

@@ -4,23 +4,26 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Protocol
+from typing import Any, ClassVar, Literal, Protocol, Self
 
 import numpy as np
 import polars as pl
+from scipy import sparse
 
 from epicrisis.cohort.task import BINARY_CLASSES, TaskKind, classes_of_labels, kind_of_labels, label_matrix
 from epicrisis.settings import Settings, refuse
 from epicrisis.tabular.boosted_trees import TreesModel, fit_trees
-from epicrisis.tabular.counts import CountFeatures, RowCodes, fit_features, group_by_code
+from epicrisis.tabular.counts import CountFeatures, FeatureChoice, RowCodes, fit_features, group_by_code
 from epicrisis.tabular.examples import Examples, Tried
+from epicrisis.tabular.forest import ForestModel, fit_forest
+from epicrisis.tabular.light_trees import LightModel, fit_light
 from epicrisis.tabular.logistic import LogisticModel, fit_logistic
 from epicrisis.tracking.run_directory import replacing
 
 MIN_TUNING_ROWS = 50
-ArmName = Literal["logistic_regression", "xgboost"]
+ArmName = Literal["logistic_regression", "random_forest", "xgboost", "lightgbm"]
 FILE = "arm.json"
 
 
@@ -45,11 +48,34 @@ class Run(Protocol):
 
 
 class Model(Protocol):
-    """What the two kinds of model have in common."""
+    """What the kinds of model have in common."""
+
+    @property
+    def chosen(self) -> dict[str, Any]:
+        """What was chosen on the tuning rows, or fixed without them."""
+        ...
 
     def probability(self, features: CountFeatures, table: RowCodes) -> np.ndarray: ...
 
     def save(self, folder: Path) -> None: ...
+
+
+@dataclass(frozen=True)
+class Family:
+    """A kind of model: the matrix it reads, how it is fitted and loaded, and what is fixed where nothing is tuned."""
+
+    matrix: Callable[[CountFeatures, RowCodes], sparse.csr_matrix]
+    fit: Callable[[Examples, Examples | None, TaskKind, int], tuple[Model, Tried]]
+    load: Callable[[Path], Model]
+    untuned: str
+
+
+FAMILIES: dict[ArmName, Family] = {
+    "logistic_regression": Family(CountFeatures.for_linear, fit_logistic, LogisticModel.load, "C fixed at 0.1"),
+    "random_forest": Family(CountFeatures.for_forest, fit_forest, ForestModel.load, "leaves of one row or more"),
+    "xgboost": Family(CountFeatures.for_trees, fit_trees, TreesModel.load, "100 trees, no early stopping"),
+    "lightgbm": Family(CountFeatures.for_forest, fit_light, LightModel.load, "100 trees, no early stopping"),
+}
 
 
 @dataclass(frozen=True)
@@ -71,10 +97,11 @@ class FittedArm:
 
         A row without any visible event gets the prediction of an empty record.
         """
-        return self.model.probability(self.features, group_by_code(rows, (events for _, events in history.shards())))
+        shards = (events for _, events in history.shards())
+        return self.model.probability(self.features, group_by_code(rows, shards, self.features.choice))
 
     def save(self, folder: Path) -> None:
-        """Write arm.json, the features and the model: JSON, safetensors and UBJ only."""
+        """Write arm.json, the features and the model: JSON, safetensors, UBJ and LightGBM's text only."""
         folder.mkdir(parents=True, exist_ok=True)
         self.features.save(folder)
         self.model.save(folder)
@@ -85,44 +112,53 @@ class FittedArm:
 
 @dataclass(frozen=True)
 class TabularArm:
-    """Counts of visible codes, last values and age, into a model that the two arms below name.
+    """Counts of visible codes, their numbers and the age, into a model that the arms below name.
 
-    seed: of the model's own draws. min_subjects: train subjects that a code needs to enter the vocabulary.
+    seed: of the model's own draws. min_subjects: train subjects that a code needs to enter the vocabulary. choice:
+    what is counted and which numbers are taken.
     """
 
     name: ClassVar[ArmName]
     seed: int = 0
     min_subjects: int = 5
+    choice: FeatureChoice = field(default_factory=FeatureChoice)
+
+    @classmethod
+    def of(cls, settings: Settings) -> Self:
+        """The arm of these settings."""
+        return cls(settings.training.seed, settings.tabular.min_subjects, FeatureChoice.of(settings.tabular))
 
     def fit(self, rows: pl.DataFrame, history: History, run: Run) -> FittedArm:
         """Fit on the train rows, choose on the tuning rows; rows of any other split are not looked at.
 
         rows: subject_id, prediction_time, split, label. history: of these rows. Below 50 tuning rows, or where a
-        class is not among them, nothing is chosen (C = 0.1, or 100 trees) and the notes say so; of several labels,
-        only those whose tuning rows are all alike are not tuned. Raises InputError for labels that are neither
+        class is not among them, nothing is chosen (see `FAMILIES`) and the notes say so; of several labels, only those
+        whose tuning rows are all alike are not tuned. Raises InputError for labels that are neither
         Boolean nor words and for train rows that lack a class, or all have it.
         """
         train, tuning = rows.filter(pl.col("split") == "train"), rows.filter(pl.col("split") == "tuning")
         kind, classes = kind_of_labels(rows), classes_of_labels(pl.concat([train, tuning]))
         _check_trainable(rows, train, classes)
-        both = group_by_code(pl.concat([train, tuning]), (events for _, events in history.shards()))
+        both = group_by_code(pl.concat([train, tuning]), (events for _, events in history.shards()), self.choice)
         train_table = both.between(0, train.height)
         features = fit_features(train_table, self.min_subjects)
         known = label_matrix(tuning, classes)
         reason = _why_not_tuned(known, kind)
         tuning_table = None if reason else both.between(train.height, both.n_rows)
-        matrix = features.for_linear if self.name == "logistic_regression" else features.for_trees
-        fit: Callable[..., tuple[Model, Tried]] = fit_logistic if self.name == "logistic_regression" else fit_trees
-        examples = Examples(matrix(train_table), label_matrix(train, classes).to_numpy())
-        tuning_examples = None if tuning_table is None else Examples(matrix(tuning_table), known.to_numpy())
-        model, tried = fit(examples, tuning_examples, kind, self.seed)
-        notes = (f"{_untuned(self.name)}: {reason}",) if reason else _labels_not_tuned(self.name, known, kind)
+        family = FAMILIES[self.name]
+        examples = Examples(family.matrix(features, train_table), label_matrix(train, classes).to_numpy())
+        tuning_examples = None
+        if tuning_table is not None:
+            tuning_examples = Examples(family.matrix(features, tuning_table), known.to_numpy())
+        model, tried = family.fit(examples, tuning_examples, kind, self.seed)
+        notes = (f"{family.untuned}: {reason}",) if reason else _labels_not_tuned(family, known, kind)
         sizes = {
             "n_train": train.height,
             "n_codes": len(features.codes),
-            "n_values": len(features.value_codes),
+            "n_values": len(features.mean),
+            "n_columns": examples.matrix.shape[1],
         }
-        run.log(arm=self.name, **sizes, tuning_auroc=tried, **_chosen(model), notes=list(notes))
+        run.log(arm=self.name, **sizes, tuning_auroc=tried, **model.chosen, notes=list(notes))
         return FittedArm(self.name, features, model, notes, classes)
 
     def load(self, directory: Path) -> FittedArm:
@@ -139,23 +175,47 @@ class LogisticRegressionArm(TabularArm):
     name = "logistic_regression"
 
 
+class RandomForestArm(TabularArm):
+    """Averaged trees; see `forest`."""
+
+    name = "random_forest"
+
+
 class XGBoostArm(TabularArm):
     """Gradient-boosted trees; see `boosted_trees`."""
 
     name = "xgboost"
 
 
-def logistic_regression(settings: Settings, _: Any) -> LogisticRegressionArm:
+class LightGBMArm(TabularArm):
+    """Gradient-boosted trees; see `light_trees`."""
+
+    name = "lightgbm"
+
+
+ARMS: dict[str, type[TabularArm]] = {
+    arm.name: arm for arm in (LogisticRegressionArm, RandomForestArm, XGBoostArm, LightGBMArm)
+}
+
+
+def logistic_regression(settings: Settings, _: Any) -> TabularArm:
     """The arm of these settings."""
-    return LogisticRegressionArm(min_subjects=settings.tabular.min_subjects, seed=settings.training.seed)
+    return LogisticRegressionArm.of(settings)
 
 
-def xgboost(settings: Settings, _: Any) -> XGBoostArm:
+def random_forest(settings: Settings, _: Any) -> TabularArm:
     """The arm of these settings."""
-    return XGBoostArm(min_subjects=settings.tabular.min_subjects, seed=settings.training.seed)
+    return RandomForestArm.of(settings)
 
 
-ARMS: dict[str, type[TabularArm]] = {arm.name: arm for arm in (LogisticRegressionArm, XGBoostArm)}
+def xgboost(settings: Settings, _: Any) -> TabularArm:
+    """The arm of these settings."""
+    return XGBoostArm.of(settings)
+
+
+def lightgbm(settings: Settings, _: Any) -> TabularArm:
+    """The arm of these settings."""
+    return LightGBMArm.of(settings)
 
 
 def load_arm(folder: Path) -> FittedArm:
@@ -167,11 +227,7 @@ def load_arm(folder: Path) -> FittedArm:
             "point at a folder that a fitted arm was saved in",
         )
     about = json.loads((folder / FILE).read_text(encoding="utf-8"))
-    kinds: dict[str, type[LogisticModel] | type[TreesModel]] = {
-        "logistic_regression": LogisticModel,
-        "xgboost": TreesModel,
-    }
-    model = kinds[about["arm"]].load(folder)
+    model = FAMILIES[about["arm"]].load(folder)
     return FittedArm(about["arm"], CountFeatures.load(folder), model, tuple(about["notes"]), tuple(about["classes"]))
 
 
@@ -202,20 +258,8 @@ def _why_not_tuned(tuning: pl.DataFrame, kind: TaskKind) -> str | None:
     return f"no tuning row has {', '.join(absent)}" if kind == "multiclass" and absent else None
 
 
-def _labels_not_tuned(name: ArmName, tuning: pl.DataFrame, kind: TaskKind) -> tuple[str, ...]:
+def _labels_not_tuned(family: Family, tuning: pl.DataFrame, kind: TaskKind) -> tuple[str, ...]:
     alike = [label for label, column in tuning.to_dict().items() if column.n_unique() < 2]
     if kind != "multilabel" or not alike:
         return ()
-    return (f"{_untuned(name)} for {', '.join(alike)}: none, or all, of the tuning rows have it",)
-
-
-def _untuned(name: ArmName) -> str:
-    return "C fixed at 0.1" if name == "logistic_regression" else "100 trees, no early stopping"
-
-
-def _chosen(model: Model) -> dict[str, Any]:
-    return (
-        {"C": model.c[0] if len(model.c) == 1 else model.c}
-        if isinstance(model, LogisticModel)
-        else {"n_trees": getattr(model, "n_trees", None)}
-    )
+    return (f"{family.untuned} for {', '.join(alike)}: none, or all, of the tuning rows have it",)

@@ -1,18 +1,19 @@
-"""Gradient-boosted trees (XGBoost) on counts and last values, stopped early on the tuning rows."""
+"""Gradient-boosted trees (XGBoost) on counts and numbers, stopped early on the tuning rows."""
 
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import xgboost
 
 from epicrisis.cohort.task import TaskKind
 from epicrisis.tabular.counts import CountFeatures, RowCodes
-from epicrisis.tabular.examples import Examples, Tried, two_classes
+from epicrisis.tabular.examples import Examples, Tried, fit_parts, threads, two_classes
 from epicrisis.tracking.run_directory import replacing
 
 SETTINGS = {"tree_method": "hist", "max_depth": 4, "eta": 0.05, "subsample": 0.8, "colsample_bytree": 0.5}
@@ -20,6 +21,8 @@ OBJECTIVES = {
     "binary": {"objective": "binary:logistic", "eval_metric": "auc"},
     "multiclass": {"objective": "multi:softprob", "eval_metric": "auc"},
 }
+# The least second-order weight of a leaf is XGBoost's 1, some four rows, or less where train rows are fewer than this.
+ROWS_FOR_WHOLE_WEIGHT = 100
 MAX_TREES = 1000
 PATIENCE = 50
 FIXED_TREES = 100
@@ -34,10 +37,10 @@ class TreesModel:
     kind: TaskKind = "binary"
 
     @property
-    def n_trees(self) -> int | list[int]:
+    def chosen(self) -> dict[str, Any]:
         """Rounds of boosting; of several labels, each one's."""
         rounds = [booster.num_boosted_rounds() for booster in self.boosters]
-        return rounds if self.kind == "multilabel" else rounds[0]
+        return {"n_trees": rounds if self.kind == "multilabel" else rounds[0]}
 
     def probability(self, features: CountFeatures, table: RowCodes) -> np.ndarray:
         """[n_rows, n_classes]."""
@@ -71,25 +74,17 @@ def fit_trees(train: Examples, tuning: Examples | None, kind: TaskKind, seed: in
     several labels each is fitted and stopped by itself. Gives the model and the tuning AUROC at the chosen number of
     rounds.
     """
-    if kind != "multilabel":
-        booster, score = _fit(train, tuning, kind, seed)
-        rounds = str(booster.num_boosted_rounds())
-        return TreesModel((booster,), kind), {} if score is None else {rounds: score}
-    fitted = [_fit(one, tuning and tuning.of_label(label), "binary", seed) for label, one in train.each_label()]
-    tried = {
-        f"{label} {booster.num_boosted_rounds()}": score
-        for label, (booster, score) in enumerate(fitted)
-        if score is not None
-    }
-    return TreesModel(tuple(booster for booster, _ in fitted), kind), tried
+    boosters, tried = fit_parts(train, tuning, kind, partial(_fit, seed=seed))
+    return TreesModel(boosters, kind), tried
 
 
-def _fit(train: Examples, tuning: Examples | None, kind: TaskKind, seed: int) -> tuple[xgboost.Booster, float | None]:
-    settings = {**OBJECTIVES[kind], **SETTINGS, "seed": seed, "nthread": _threads()}
+def _fit(train: Examples, tuning: Examples | None, kind: TaskKind, *, seed: int) -> tuple[xgboost.Booster, Tried]:
+    settings = {**OBJECTIVES[kind], **SETTINGS, "seed": seed, "nthread": threads()}
+    settings |= {"min_child_weight": min(1.0, train.matrix.shape[0] / ROWS_FOR_WHOLE_WEIGHT)}
     settings |= {"num_class": train.labels.shape[1]} if kind == "multiclass" else {}
     train_data = xgboost.DMatrix(train.matrix, label=train.targets(kind))
     if tuning is None or not tuning.has_every_class(kind):
-        return xgboost.train(settings, train_data, num_boost_round=FIXED_TREES), None
+        return xgboost.train(settings, train_data, num_boost_round=FIXED_TREES), {}
     booster = xgboost.train(
         settings,
         train_data,
@@ -98,12 +93,9 @@ def _fit(train: Examples, tuning: Examples | None, kind: TaskKind, seed: int) ->
         early_stopping_rounds=PATIENCE,
         verbose_eval=False,
     )
-    return booster[: booster.best_iteration + 1], float(booster.best_score)
+    best = booster[: booster.best_iteration + 1]
+    return best, {str(best.num_boosted_rounds()): float(booster.best_score)}
 
 
 def _file(place: int) -> str:
     return f"model-{place}.ubj"
-
-
-def _threads() -> int:
-    return int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count() or 1)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import os
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import numpy as np
 from scipy import sparse
@@ -13,6 +15,7 @@ from epicrisis.cohort.task import TaskKind
 
 Tried = dict[str, float]
 """Tuning AUROC by what was tried."""
+Part = TypeVar("Part")
 
 
 @dataclass(frozen=True)
@@ -45,6 +48,26 @@ class Examples:
         return bool((some & ~self.labels.all(axis=0)).all()) if kind == "multilabel" else bool(some.all())
 
 
+def fit_parts(
+    train: Examples,
+    tuning: Examples | None,
+    kind: TaskKind,
+    fit: Callable[[Examples, Examples | None, TaskKind], tuple[Part, Tried]],
+) -> tuple[tuple[Part, ...], Tried]:
+    """One model, or of several labels a binary one for each, whose Tried is told after the label's number."""
+    if kind != "multilabel":
+        model, tried = fit(train, tuning, kind)
+        return (model,), tried
+    fitted = [fit(one, tuning and tuning.of_label(label), "binary") for label, one in train.each_label()]
+    tried = {f"{label} {what}": score for label, (_, scores) in enumerate(fitted) for what, score in scores.items()}
+    return tuple(model for model, _ in fitted), tried
+
+
+def joined(found: Sequence[np.ndarray], kind: TaskKind) -> np.ndarray:
+    """Probabilities [n_rows, n_classes] from those of each part: two of each label, else of all classes at once."""
+    return np.stack([one[:, 1] for one in found], axis=1) if kind == "multilabel" else found[0]
+
+
 def mean_auroc(labels: np.ndarray, scores: np.ndarray, kind: TaskKind) -> float:
     """The AUROC, of several classes the mean of each against the rest. scores: [n, n_classes], or [n, 1] if binary."""
     if kind == "binary":
@@ -56,3 +79,8 @@ def two_classes(probability: np.ndarray) -> np.ndarray:
     """[n, 2] of the classes (False, True) from the probabilities of the second."""
     positive = probability.reshape(-1)
     return np.stack([1 - positive, positive], axis=1)
+
+
+def threads() -> int:
+    """How many threads a library may use that does not ask OpenMP itself."""
+    return int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count() or 1)

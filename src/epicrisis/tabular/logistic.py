@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from safetensors.numpy import load_file, save_file
@@ -35,6 +36,11 @@ class LogisticModel:
     intercept: np.ndarray
     c: tuple[float, ...]
     kind: TaskKind = "binary"
+
+    @property
+    def chosen(self) -> dict[str, Any]:
+        """The strength; of several labels, each one's."""
+        return {"C": self.c[0] if len(self.c) == 1 else self.c}
 
     def probability(self, features: CountFeatures, table: RowCodes) -> np.ndarray:
         """[n_rows, n_classes]."""

@@ -32,7 +32,10 @@ PRODUCTS = (
     "predictions",
     "plots",
 )
-PRODUCTS_OF_TRAINING = ("checkpoints", "adapters", "fused", "stamps")
+PRODUCTS_OF_TRAINING = (
+    *("checkpoints", "adapters", "model", "snapshots", "sequences", "embeddings"),
+    *("code_vectors.csv", "fused", "stamps"),
+)
 PACKAGES = (
     *(
         "epicrisis",
@@ -53,6 +56,7 @@ PACKAGES = (
         "scikit-learn",
         "xgboost-cpu",
         "xgboost",
+        "lightgbm",
         "pydantic",
         "omegaconf",
     ),

@@ -76,7 +76,7 @@ def check_storage(module: nn.Module, training: TrainingSettings) -> None:
     found = {str(p.dtype).removeprefix("torch.") for p in module.parameters() if isinstance(p, Params4bit)}
     if found - {training.quant_storage}:
         what = f"the base's 4-bit weights are stored as {', '.join(sorted(found))}"
-        raise refuse("training.quant_storage", what, "leave it out: this base or framework stores them so")
+        raise refuse("training.quant_storage", what, "leave it out, or take this base as it was before quantisation")
 
 
 def _fsdp_problems(training: TrainingSettings, launch: Launch) -> list[Problem]:

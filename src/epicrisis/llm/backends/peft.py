@@ -6,6 +6,8 @@ import torch
 from peft import PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
 
+from epicrisis.llm.attention import choose_attention
+from epicrisis.llm.backends import Loading
 from epicrisis.llm.loftq import mend_rounding
 from epicrisis.llm.methods import adapter_config
 from epicrisis.llm.trained_modules import keep_in_float32
@@ -15,23 +17,13 @@ from epicrisis.settings.schema import LoraSettings
 class PeftBackend:
     """`training.framework: peft`."""
 
-    def load_base(
-        self,
-        source: str,
-        *,
-        load_in_4bit: bool,
-        dtype: torch.dtype,
-        device: torch.device,
-        max_length: int,
-        attention: str = "sdpa",
-        quant_storage: str = "uint8",
-    ) -> PreTrainedModel:
+    def load(self, loading: Loading) -> PreTrainedModel:
         model = AutoModelForCausalLM.from_pretrained(
-            source,
-            dtype=dtype,
-            quantization_config=nf4_config(dtype, quant_storage) if load_in_4bit else None,
-            device_map={"": device},
-            attn_implementation=attention,
+            loading.source,
+            dtype=loading.dtype,
+            quantization_config=nf4_config(loading.dtype, loading.quant_storage) if loading.load_in_4bit else None,
+            device_map={"": loading.device},
+            attn_implementation=choose_attention(loading.attention, loading.device, loading.dtype),
         )
         return model.requires_grad_(False)
 
@@ -45,7 +37,7 @@ class PeftBackend:
         return adapted
 
 
-def nf4_config(compute_dtype: torch.dtype, quant_storage: str = "uint8") -> BitsAndBytesConfig:
+def nf4_config(compute_dtype: torch.dtype, quant_storage: str) -> BitsAndBytesConfig:
     """4-bit NormalFloat with double quantisation, as in QLoRA (Dettmers et al. 2023, arXiv:2305.14314)."""
     return BitsAndBytesConfig(
         load_in_4bit=True,

@@ -18,7 +18,8 @@ from bitsandbytes.nn import Linear4bit
 from peft import PeftModel
 from transformers import AutoConfig, PreTrainedModel
 
-from epicrisis.llm.attention import documents_are_apart
+from epicrisis.llm.attention import choose_attention, documents_are_apart
+from epicrisis.llm.backends import Loading
 from epicrisis.llm.backends.peft import PeftBackend
 from epicrisis.settings import InputError, Problem, refuse
 from epicrisis.settings.schema import LoraSettings
@@ -29,40 +30,51 @@ VERSION = "2026.10.9"
 class UnslothBackend:
     """`training.framework: unsloth`."""
 
-    def load_base(
-        self,
-        source: str,
-        *,
-        load_in_4bit: bool,
-        dtype: torch.dtype,
-        device: torch.device,
-        max_length: int,
-        attention: str = "sdpa",
-        quant_storage: str = "uint8",  # the only one that it knows; training refuses others
-    ) -> PreTrainedModel:
-        if device.type != "cpu":
-            check_length(source, max_length)
+    def load(self, loading: Loading) -> PreTrainedModel:
+        if loading.device.type != "cpu":
+            check_length(loading.source, loading.max_length)
         with contextlib.redirect_stdout(sys.stderr):  # it prints where results are expected
             model, _ = import_unsloth().FastLanguageModel.from_pretrained(
-                source,
-                max_seq_length=max_length,
-                dtype=dtype,
-                load_in_4bit=load_in_4bit,
-                load_in_16bit=not load_in_4bit,
-                device_map={"": device},
-                attn_implementation=attention,
+                loading.source,
+                max_seq_length=loading.max_length,
+                dtype=loading.dtype,
+                load_in_4bit=loading.load_in_4bit,
+                load_in_16bit=not loading.load_in_4bit,
+                device_map={"": loading.device},
+                attn_implementation=attention_for(loading),
                 use_gradient_checkpointing=False,  # is the run's own choice, made after loading
                 use_exact_model_name=True,  # not a checkpoint that someone else has quantised
                 fix_tokenizer=False,
                 offload_embedding=False,
             )
-        check_precision(model, load_in_4bit, dtype)
+        check_loaded(model, loading)
         keep_documents_apart(model)
         return model.requires_grad_(False)
 
     def attach(self, model: PreTrainedModel, name: str, lora: LoraSettings, seed: int) -> PeftModel:
         """PEFT's own adapter: Unsloth's knows one name only, and no second adapter beside it."""
+        check_method(lora.method, model.device)
         return PeftBackend().attach(model, name, lora, seed)
+
+
+def attention_for(loading: Loading) -> str:
+    """What Unsloth is told to compute attention with, which on a CPU it does.
+
+    Raises InputError on a GPU for anything but `auto`: there its own forward chooses.
+    """
+    if loading.device.type == "cpu":
+        return choose_attention(loading.attention, loading.device, loading.dtype)
+    if loading.attention != "auto":
+        what = f"on a GPU Unsloth chooses its attention by itself, and would pass over {loading.attention}"
+        raise refuse("model.attn_implementation", what, "leave it out, or set training.framework: peft")
+    return "sdpa"
+
+
+def check_method(method: str, device: torch.device) -> None:
+    """Raise InputError for an adapter that lies before the text, which Unsloth's forward on a GPU may not read."""
+    if method in ("prefix", "prompt", "p_tuning") and device.type != "cpu":
+        what = f"`{method}` has not been tried with Unsloth's own forward on a GPU"
+        raise refuse("lora.method", what, "set training.framework: peft")
 
 
 def import_unsloth() -> ModuleType:
@@ -98,17 +110,20 @@ def check_length(source: str, max_length: int) -> None:
         )
 
 
-def check_precision(model: PreTrainedModel, load_in_4bit: bool, dtype: torch.dtype) -> None:
-    """Raise InputError where the base came in another precision than asked for."""
+def check_loaded(model: PreTrainedModel, loading: Loading) -> None:
+    """Raise InputError where another base came than asked for, or in another precision."""
     problems = []
+    if str(model.name_or_path) != loading.source:
+        what = f"Unsloth loaded {model.name_or_path} in place of it"
+        problems.append(Problem("model.model_name", what, "name that one, or set training.framework: peft"))
     is_4bit = any(isinstance(module, Linear4bit) for module in model.modules())
-    if is_4bit != load_in_4bit:
+    if is_4bit != loading.load_in_4bit:
         what = f"Unsloth loaded the base {'in' if is_4bit else 'without'} 4-bit"
         fix = f"set training.load_in_4bit: {str(is_4bit).lower()}, or training.framework: peft"
         problems.append(Problem("training.load_in_4bit", what, fix))
     found = model.get_input_embeddings().weight.dtype
-    if found != dtype:
-        what = f"Unsloth loaded the base in {found} instead of {dtype}"
+    if found != loading.dtype:
+        what = f"Unsloth loaded the base in {found} instead of {loading.dtype}"
         problems.append(Problem("training.bf16", what, "ask for what the machine has, or training.framework: peft"))
     if problems:
         raise InputError(problems)

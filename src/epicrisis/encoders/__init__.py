@@ -1,0 +1,1 @@
+"""Text encoders: classifiers over narratives, linear heads on frozen embeddings, transformers over embedded events."""

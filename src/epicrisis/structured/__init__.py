@@ -1,0 +1,1 @@
+"""Models of codes: events as sequences of tokens, and what learns from them."""
