@@ -64,6 +64,29 @@ def test_trained_predicted_evaluated_and_reported(dataset: Path, base: Path, tmp
     assert pl.read_csv(tmp_path / "run" / "results.csv").equals(results)
 
 
+@pytest.mark.parametrize("head", ["discrete", "cox"])
+def test_models_of_codes_learn_them_too(dataset: Path, tmp_path: Path, head: str) -> None:
+    """Labels of other rows give another model; what is saved predicts the same."""
+    own = {"architecture": "gpt2", "size": "demo", "context": 128, "tokens_per_batch": 4096}
+    found = []
+    for name, shift in (("run", 0), ("other", 7)):
+        training = {"output_dir": tmp_path / name, "max_steps": 3, "batch_size": 16, "learning_rate": 3e-3}
+        settings = settings_for(
+            dataset, arm="structured", structured=own, training=training, survival={"head": head, "n_intervals": None}
+        )
+        cohort = open_cohort(settings)
+        rows, lookups = cohort.rows.with_columns(pl.col("label").shift(shift).fill_null(pl.col("label"))), None
+        learnt_on, judged = (rows.filter(pl.col("split").is_in(part)) for part in (["train", "tuning"], ["held_out"]))
+        run = open_run(tmp_path / name, {})
+        fitted = make_arm(settings, lookups).fit(learnt_on, cohort.history(learnt_on), run)  # type: ignore[arg-type]
+        found.append(fitted.predict(judged, cohort.history(judged)))
+        fitted.save(run.dir)
+        again = make_arm(settings, lookups).load(run.dir)  # type: ignore[arg-type]
+        assert again.predict(judged, cohort.history(judged)) == pytest.approx(found[-1], abs=1e-5)
+        assert again.classes == ("risk", "30", "90", "365")
+    assert np.abs(found[0][:, 1:] - found[1][:, 1:]).max() > 1e-3
+
+
 def test_a_benchmark_compares_by_the_c_index(dataset: Path, base: Path, tmp_path: Path, write: Any) -> None:
     arms = "[{name: hazards, overrides: {}}, {name: cox, overrides: {survival.head: cox}}]"
     config = write("b.yaml", f"benchmark: {{arms: {arms}, reference: hazards}}\n")

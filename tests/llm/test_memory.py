@@ -66,10 +66,10 @@ def test_the_loss_decides_where_the_vocabulary_is_large() -> None:
     )
     settings = settings_from(tree(training__load_in_4bit=False, training__batch_size=1), check_files=False)
     memory = memory_of(Shape.of(config), settings, runtime=0.0)
-    assert memory.passing == 512 * 30_000 * 8
+    assert memory.passing == 512 * 30_000 * 4
     assert 0.5 < (memory.activations + memory.passing) / peak_of_a_batch(settings, config) < 2
     ten = settings_from(tree(training__load_in_4bit=False, training__batch_size=10), check_files=False)
-    assert memory_of(Shape.of(config), ten, runtime=0.0).passing == LOGITS_AT_ONCE * 8  # it is taken in pieces
+    assert memory_of(Shape.of(config), ten, runtime=0.0).passing == LOGITS_AT_ONCE * 4  # it is taken in pieces
 
 
 def test_a_shape_counts_what_the_model_has() -> None:

@@ -26,6 +26,7 @@ from epicrisis.settings import InputError, settings_from
 from epicrisis.settings.schema import TrainingSettings
 from epicrisis.training.checkpoints import Checkpoints, trained_weights
 from epicrisis.training.loop import FreshEachEpoch, items_of_step, make_plan, train
+from epicrisis.training.plan import Order
 
 EOS, PAD, WINDOW = 1, 0, 12
 
@@ -169,6 +170,17 @@ def test_an_epoch_with_more_items_than_planned_takes_each_once_in_as_many_steps(
     assert all(taken)
     most = -(-step_items * n_items // planned)
     assert max(map(len, taken)) <= most
+
+
+def test_nearly_all_places_of_a_runs_batches_are_tokens_of_narratives():
+    """Though most narratives are longer than half a row, so that rows themselves stay partly free."""
+    lengths = np.random.default_rng(0).normal(300, 60, 2000).clip(20, 511).astype(int)
+    lesson = NarrativeLesson(numbered(lengths.tolist()), Ids, 512)
+    assert lesson.packing()["useful_token_share"] < 0.8
+    plan = make_plan(lesson.n_items, TrainingSettings(batch_size=4))
+    order = Order(plan, 0, lambda: lesson.item_lengths)
+    batches = [lesson.collate(order.items(step)) for step in range(plan.n_steps)]
+    assert sum(batch.useful_tokens for batch in batches) / sum(batch.places for batch in batches) > 0.99
 
 
 @pytest.fixture

@@ -22,20 +22,20 @@ def test_items_grouped_by_length_are_still_each_item_once_in_every_epoch(
     lengths: list[int], size: int, seed: int
 ) -> None:
     plan = make_plan(len(lengths), TrainingSettings(batch_size=size, epochs=2))
-    order = Order(plan, seed, np.array(lengths))
+    order = Order(plan, seed, lambda: np.array(lengths))
     steps = [order.items(step) for step in range(plan.n_steps)]
     per_epoch = plan.steps_per_epoch
     for epoch in (steps[:per_epoch], steps[per_epoch:]):
         assert sorted(item for step in epoch for item in step) == list(range(len(lengths)))
         assert [len(step) for step in epoch[:-1]] == [size] * (per_epoch - 1)
-    again = Order(plan, seed, np.array(lengths))
+    again = Order(plan, seed, lambda: np.array(lengths))
     assert [again.items(step) for step in reversed(range(plan.n_steps))] == steps[::-1]
 
 
 def test_batches_of_like_lengths_carry_few_pads_and_come_in_another_order_each_epoch() -> None:
     lengths = np.random.default_rng(0).integers(20, 500, size=2000)
     plan = make_plan(len(lengths), TrainingSettings(batch_size=8, epochs=2))
-    order = Order(plan, 0, lengths)
+    order = Order(plan, 0, lambda: lengths)
 
     def useful_share(steps: list[list[int]]) -> float:
         return sum(lengths[step].sum() for step in steps) / sum(lengths[step].max() * len(step) for step in steps)
@@ -51,4 +51,4 @@ def test_batches_of_like_lengths_carry_few_pads_and_come_in_another_order_each_e
 def test_within_a_step_the_longest_come_first_so_that_every_process_gets_like_lengths() -> None:
     lengths = np.array([5, 9, 1, 7, 3, 8])
     plan = make_plan(6, TrainingSettings(batch_size=6))
-    assert Order(plan, 0, lengths).items(0) == [1, 5, 3, 0, 4, 2]
+    assert Order(plan, 0, lambda: lengths).items(0) == [1, 5, 3, 0, 4, 2]

@@ -99,9 +99,8 @@ def test_the_partial_likelihood_and_the_baseline_are_those_of_lifelines(ties: bo
     fitted = CoxPHFitter().fit(table, "days", "observed")
     log_risks = torch.tensor(x * fitted.params_["x"])
     assert float(cox_loss(log_risks, *tensors(days, observed))) == pytest.approx(-fitted.log_likelihood_)
-    horizons = np.quantile(
-        days[observed], [0.2, 0.5, 0.8], method="inverted_cdf"
-    )  # between them lifelines interpolates
+    # at days of events, since lifelines interpolates between them
+    horizons = np.quantile(days[observed], [0.2, 0.5, 0.8], method="inverted_cdf")
     baseline = Baseline.fit(log_risks.numpy(), days, observed)
     hazards = np.exp(log_risks.numpy()[:, None] - baseline.centre) * baseline.at(horizons)
     expected = fitted.predict_cumulative_hazard(table, times=horizons).to_numpy().T
@@ -124,7 +123,7 @@ def test_without_an_event_the_partial_likelihood_is_0_and_so_is_its_gradient(n: 
     log_risks = torch.randn(n, requires_grad=True)
     loss = cox_loss(log_risks, *tensors([3.0] * n, [False] * n))
     loss.backward()
-    assert float(loss) == 0
+    assert loss.item() == 0
     assert log_risks.grad is not None
     assert log_risks.grad.tolist() == [0] * n
 

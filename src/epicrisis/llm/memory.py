@@ -153,7 +153,7 @@ def passing_bytes(
     if training.load_in_4bit:  # its weights, unpacked twice in the backward pass
         layer += 2.0 * e * max((i * o for _, i, o in shape.widths), default=0)
     logits = min(supervised * shape.vocabulary, max(LOGITS_AT_ONCE, shape.vocabulary))
-    return max(layer, logits * (8.0 if e == 4 else 12.0))  # in float32, exponentiated, and in 16 bits before and after
+    return max(layer, logits * (4.0 if e == 4 else 8.0))  # in float32; and in 16 bits before and after
 
 
 def _layer_bytes(shape: Shape, e: int, rank: int, dropout: bool) -> float:

@@ -19,6 +19,9 @@ from epicrisis.corpus.telling import Telling
 from epicrisis.corpus.windows import CARRIED, cut
 from epicrisis.settings import refuse
 
+_WIDTHS = 8
+"""Rows are as wide as a multiple of this, which matrix units like."""
+
 
 def whole_records(telling: Telling) -> Telling:
     """The same telling without a token budget: no event of a record is left out."""
@@ -59,6 +62,11 @@ class NarrativeLesson:
     def n_items(self) -> int:
         return len(self._rows)
 
+    @property
+    def item_lengths(self) -> np.ndarray:
+        """Tokens in each row."""
+        return self._fills
+
     def start_epoch(self, epoch: int, seed: int) -> None:
         """Cut long narratives elsewhere and pack anew; the same epoch and seed give the same rows."""
         wanted = (seed % 2**32, epoch)  # numpy takes no negative seed
@@ -73,6 +81,7 @@ class NarrativeLesson:
         flat = np.fromiter(chain.from_iterable(self._rows), dtype=np.int64, count=len(self._windows))
         begins = np.cumsum([0] + [len(row) for row in self._rows])[:-1]
         self._units = np.add.reduceat(self._windows.supervised[flat], begins)
+        self._fills = np.add.reduceat(self._windows.lengths[flat], begins)
 
     def collate(self, items: Sequence[int]) -> PackedBatch:
         wanted = [self._rows[item] for item in items]
@@ -80,7 +89,9 @@ class NarrativeLesson:
         bounds = np.cumsum([0] + [len(row) for row in wanted]).tolist()
         rows = [list(range(start, stop)) for start, stop in pairwise(bounds)]
         documents = [self._read(window) for window in flat]
-        return pack(documents, rows, self._pad, width=self._max_length, context=self._context[flat].tolist())
+        fullest = int(self._fills[np.asarray(items)].max())
+        width = min(self._max_length, -(-fullest // _WIDTHS) * _WIDTHS)
+        return pack(documents, rows, self._pad, width=width, context=self._context[flat].tolist())
 
     def _read(self, window: int) -> np.ndarray:
         """A window's token ids with its context before and, at its document's end, EOS after them; int64."""
@@ -102,8 +113,8 @@ class NarrativeLesson:
     def packing(self) -> dict[str, float]:
         """How the narratives lie in this epoch's rows.
 
-        useful_token_share: of the rows' places, those with a narrative's tokens; the rest is padding and
-        repeated context.
+        useful_token_share: of the rows' places, those with a narrative's tokens; the rest is free, and where rows
+        that are as full are batched together left out, or repeated context.
         """
         return {
             "documents": len(self._lengths),

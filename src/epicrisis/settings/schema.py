@@ -173,7 +173,7 @@ class TrainingSettings(Section):
     effective_batch_size: int | None = Field(None, ge=1)
     """Sequences per optimiser step, in place of gradient_accumulation_steps."""
     group_by_length: bool = True
-    """Classification: batches of documents of like lengths, whose rows need far less padding."""
+    """Batches of documents, or of packed rows, of like lengths, which need far less padding."""
     optimizer: Literal["adamw", "adamw_8bit", "paged_adamw_8bit"] = "adamw"
     """AdamW, with states in 8 bits (a quarter of their memory), or with those moved to RAM when a GPU is short."""
     learning_rate: float = Field(2e-4, gt=0)
@@ -213,7 +213,7 @@ class TrainingSettings(Section):
     keep_best: bool = True
     """End with the weights that did best on tuning rather than the last ones."""
     metric_for_best: str = "loss"
-    """What is best: `loss` or `perplexity` (pretrain), `loss` or `auroc` (classify), on tuning."""
+    """What is best: `loss` or `perplexity` (pretrain), `loss`, `auroc` or `c_index` (classify), on tuning."""
     seed: int = 0
     """Of adapters, data order, matching and resampling: the same seed repeats the run."""
 

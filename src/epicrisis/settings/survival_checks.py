@@ -7,7 +7,7 @@ from epicrisis.settings.schema import Settings
 
 GRADIENT_FREE = ("oracle", "logistic_regression", "random_forest", "xgboost", "lightgbm")
 """Arms that read no batches."""
-LEARNERS = ("llm", "oracle")
+LEARNERS = ("llm", "structured", "oracle")
 """Arms that know times to an event; the others tell classes apart."""
 
 

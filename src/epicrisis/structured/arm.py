@@ -12,13 +12,12 @@ from safetensors.torch import load_file
 from torch import nn
 
 from epicrisis.cohort import History
-from epicrisis.cohort.task import TaskKind, classes_of_labels, kind_of_labels
 from epicrisis.narrative import Lookups
 from epicrisis.settings import Settings, refuse
 from epicrisis.settings.structured_section import OBJECTIVES
 from epicrisis.structured.adapt import adapt
 from epicrisis.structured.batches import frame_width
-from epicrisis.structured.classify import Classifier, RowLesson, pooling_of, probabilities, tuning_metrics
+from epicrisis.structured.classify import Classifier, RowLesson, pooling_of
 from epicrisis.structured.coding import Coder, make_coder, split_of
 from epicrisis.structured.models import Body, BodyConfig, build_body
 from epicrisis.structured.pretrain import Run, autocast_of
@@ -34,40 +33,14 @@ from epicrisis.structured.store import (
 )
 from epicrisis.structured.tokenizers import load_tokenizer
 from epicrisis.training.checkpoints import Checkpoints
-from epicrisis.training.class_losses import fitted_weights, targets_of
-from epicrisis.training.class_weights import ClassWeights
 from epicrisis.training.device import make_accelerator
 from epicrisis.training.loop import train
+from epicrisis.training.outcome import Outcome, completed, load_outcome, outcome_for, row_metrics, row_predictions
 
 MODEL = "model"
 """The folder of a run that holds what it learnt."""
-
-
-@dataclass(frozen=True)
-class Answers:
-    """What a classifier tells apart, and what the classes weigh in its loss."""
-
-    kind: TaskKind
-    classes: tuple[str, ...]
-    weights: ClassWeights
-
-    @classmethod
-    def of_task(cls, settings: Settings, rows: pl.DataFrame) -> Answers:
-        """Of rows with labels; weights are fitted on train."""
-        kind, classes = kind_of_labels(rows), classes_of_labels(rows)
-        train = rows.filter(pl.col("split") == "train")
-        return cls(kind, classes, fitted_weights(settings.training.class_weights, train, kind, classes))
-
-    def saved(self) -> dict[str, Any]:
-        """As plain JSON, for `load`."""
-        weights = self.weights.values.tolist()
-        return {"kind": self.kind, "classes": list(self.classes), "class_weights": weights}
-
-    @classmethod
-    def load(cls, saved: dict[str, Any]) -> Answers:
-        """What was saved."""
-        weights = ClassWeights(np.asarray(saved["class_weights"], dtype=np.float64))
-        return cls(saved["kind"], tuple(saved["classes"]), weights)
+AT_ONCE = 1
+"""Batches that are only read go by structured.tokens_per_batch, whatever their rows."""
 
 
 @dataclass
@@ -77,21 +50,20 @@ class FittedStructured:
     settings: Settings
     coder: Coder
     module: Classifier
-    answers: Answers
+    outcome: Outcome
     directory: Path
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """The task's classes, in the order of the probabilities."""
-        return self.answers.classes
+        """The task's classes, in the order of the probabilities; of a time to an event its risk and horizons."""
+        return self.outcome.columns
 
     def predict(self, rows: pl.DataFrame, history: History) -> np.ndarray:
-        """Probabilities [n_rows, n_classes] in the order of `rows` and of the task's classes."""
+        """float64 [n_rows, n_columns] in the order of `rows` and of `classes`."""
         place = self.directory / "sequences" / "judged"
         sequences = self.coder.encode(rows, history, place, longest(self.settings))
-        lesson = RowLesson(sequences, self.settings.structured, self.answers.weights)
-        corrected = self.settings.model.prior_correction
-        return probabilities(self.module.eval(), lesson, self.coder.accelerator, corrected=corrected)
+        lesson = RowLesson(sequences, self.settings.structured, self.outcome)
+        return row_predictions(self.module.eval(), lesson, AT_ONCE, self.coder.accelerator)
 
     def save(self, directory: Path) -> None:
         """Body, adapters and head with the tokenizer, in `model/`; safetensors and JSON only."""
@@ -99,7 +71,7 @@ class FittedStructured:
             "stage": "classify",
             "body": self.module.body.config.saved(),
             "reading": reading(self.settings),
-            "answers": self.answers.saved(),
+            "answers": self.outcome.saved(),
         }
         save_model(directory / MODEL, weights_of(self.module), about, self.coder.tokenizer)
 
@@ -116,20 +88,18 @@ class StructuredArm:
         """Train on the train rows, watching tuning. `rows` holds both splits."""
         settings = self._settings
         accelerator = make_accelerator(settings.training)
-        answers = Answers.of_task(settings, rows)
+        outcome = outcome_for(settings, rows)
         place = run.dir / "sequences"
         coder = make_coder(settings, self._lookups, rows, history, place / "tokenizer", accelerator)
         lessons = {}
         for split in ("train", "tuning"):
             own = split_of(rows, split)
             sequences = coder.encode(own, history, place / split, longest(settings))
-            targets = targets_of(own, answers.kind, answers.classes)
-            lessons[split] = RowLesson(sequences, settings.structured, answers.weights, targets)
-        module = beginning(settings, coder.vocabulary, len(answers.classes)).to(accelerator.device)
+            lessons[split] = RowLesson(sequences, settings.structured, outcome, outcome.targets(own))
+        module = beginning(settings, coder.vocabulary, outcome.n_outputs).to(accelerator.device)
 
         def evaluate(module: nn.Module) -> dict[str, float]:
-            corrected = settings.model.prior_correction
-            return tuning_metrics(module, lessons["tuning"], accelerator, corrected=corrected)
+            return row_metrics(module, lessons["tuning"], AT_ONCE, accelerator)
 
         checkpoints = Checkpoints(run.dir / "checkpoints", settings.training.save_total_limit, accelerator)
         log = run.log if accelerator.is_main_process else lambda **_: None
@@ -139,7 +109,8 @@ class StructuredArm:
             evaluate=evaluate,
             log=log,
         )
-        return FittedStructured(settings, coder, module.eval(), answers, run.dir)
+        outcome = completed(module.eval(), lessons["train"], AT_ONCE, accelerator)
+        return FittedStructured(settings, coder, module, outcome, run.dir)
 
     def load(self, directory: Path) -> FittedStructured:
         """A saved classifier. Raises InputError where the settings would have it read otherwise than in training."""
@@ -153,13 +124,13 @@ class StructuredArm:
             what = "is not what this model was trained with"
             raise refuse(f"structured ({', '.join(changed)})", what, "use the section structured of its config.yaml")
         accelerator = make_accelerator(settings.training)
-        answers = Answers.load(about["answers"])
+        outcome = load_outcome(about["answers"], settings)
         body = build_body(BodyConfig(**about["body"]), settings.training.seed, autocast_of(settings.training))
         adapt(body, settings)
-        module = Classifier(body, len(answers.classes), pooling_of(settings.structured), settings.training.seed)
+        module = Classifier(body, outcome.n_outputs, pooling_of(settings.structured), settings.training.seed)
         load_weights(module, load_file(folder / "model.safetensors"), folder)
         coder = Coder(load_tokenizer(folder / "tokenizer"), accelerator)
-        return FittedStructured(settings, coder, module.to(accelerator.device).eval(), answers, directory)
+        return FittedStructured(settings, coder, module.to(accelerator.device).eval(), outcome, directory)
 
 
 def longest(settings: Settings) -> int:

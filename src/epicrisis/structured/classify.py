@@ -7,32 +7,30 @@ from typing import Literal
 
 import numpy as np
 import torch
-from accelerate import Accelerator
 from torch import nn
 
 from epicrisis.settings.structured_section import OBJECTIVES, Architecture, StructuredSettings
 from epicrisis.structured.batches import CodeBatch, budget_batches, frame, frame_width, plain_batch
 from epicrisis.structured.models import BIDIRECTIONAL, Body, present
 from epicrisis.structured.sequences import Sequences
-from epicrisis.training.class_losses import class_metrics, class_probabilities, loss_of
-from epicrisis.training.class_weights import ClassWeights
+from epicrisis.training.outcome import Outcome
 
 Pooling = Literal["last", "mean", "max"]
 
 
 class Classifier(nn.Module):
-    """Class logits by a linear layer on the pooled states of a body.
+    """An outcome's logits by a linear layer on the pooled states of a body.
 
     A body of which nothing is trained is only read: without dropout, and without gradients.
     """
 
-    def __init__(self, body: Body, n_classes: int, pooling: Pooling, seed: int):
+    def __init__(self, body: Body, n_outputs: int, pooling: Pooling, seed: int):
         super().__init__()
         self.body = body
         self._pooling = pooling
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            self.score = nn.Linear(body.config.shape.hidden, n_classes)
+            self.score = nn.Linear(body.config.shape.hidden, n_outputs)
         nn.init.zeros_(self.score.bias)
 
     @property
@@ -47,7 +45,7 @@ class Classifier(nn.Module):
         return self
 
     def forward(self, batch: CodeBatch) -> torch.Tensor:
-        """Logits, float32 [n, n_classes]."""
+        """Logits, float32 [n, n_outputs]."""
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.body_learns):
             states = self.body(batch.ids, batch.lengths).float()
         return self.score(pooled(states, batch, self._pooling))
@@ -76,21 +74,21 @@ def default_pooling(architecture: Architecture) -> Pooling:
 class RowLesson:
     """Rows of the cohort as sequences; an item is a row.
 
-    targets: as `class_losses.targets_of` gives them; None where only predictions are wanted.
+    targets: as `outcome` gives them; None where only predictions are wanted.
     """
 
     def __init__(
         self,
         sequences: Sequences,
         settings: StructuredSettings,
-        weights: ClassWeights,
+        outcome: Outcome,
         targets: np.ndarray | None = None,
     ):
         self._sequences = sequences
         self._objective = OBJECTIVES[settings.architecture]
         self._tokens_per_batch = settings.tokens_per_batch
         self._targets = targets
-        self.weights = weights
+        self.outcome = outcome
         self.item_lengths = sequences.lengths() + frame_width(self._objective)
 
     @property
@@ -118,17 +116,4 @@ class RowLesson:
 
     def loss_sum(self, module: nn.Module, batch: CodeBatch, items: Sequence[int]) -> torch.Tensor:
         targets = torch.as_tensor(self.targets[list(items)], device=batch.ids.device)
-        return loss_of(module(batch), targets, self.weights)
-
-
-def probabilities(module: nn.Module, lesson: RowLesson, accelerator: Accelerator, *, corrected: bool) -> np.ndarray:
-    """Float64 [n_rows, n_classes]; processes share the rows."""
-    return class_probabilities(module, lesson, 1, accelerator, corrected=corrected)
-
-
-def tuning_metrics(
-    module: nn.Module, lesson: RowLesson, accelerator: Accelerator, *, corrected: bool
-) -> dict[str, float]:
-    """What `class_losses.class_metrics` tells of the lesson's rows."""
-    found = probabilities(module, lesson, accelerator, corrected=corrected)
-    return class_metrics(found, lesson.targets, lesson.weights, corrected=corrected)
+        return self.outcome.loss(module(batch), targets)

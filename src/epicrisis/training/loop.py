@@ -126,7 +126,8 @@ class _Trainer:
     counted: Counted
 
     def __post_init__(self) -> None:
-        lengths = self.lesson.item_lengths if isinstance(self.lesson, OfKnownLengths) else None
+        lesson = self.lesson
+        lengths = (lambda: lesson.item_lengths) if isinstance(lesson, OfKnownLengths) else None
         self.order = Order(self.plan, self.training.seed, lengths if self.training.group_by_length else None)
         self.watch = Stopwatch(on_gpu=self.accelerator.device.type == "cuda")
         self.alone = self.accelerator.num_processes == 1

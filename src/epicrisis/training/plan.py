@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -59,12 +60,12 @@ class Order:
     """A fresh order of the items in each epoch, the same for the same seed.
 
     A step's items do not depend on the number of processes, so neither does what is learnt.
-    lengths: of each item, where a step is to hold items of like lengths (longest first within it). Then
-    stretches of the shuffled items are sorted by length before they are cut into steps, and the steps
+    lengths: gives those of the epoch's items, where a step is to hold items of like lengths (longest first within
+    it). Then stretches of the shuffled items are sorted by length before they are cut into steps, and the steps
     are shuffled; an epoch still holds every item once.
     """
 
-    def __init__(self, plan: Plan, seed: int, lengths: np.ndarray | None = None):
+    def __init__(self, plan: Plan, seed: int, lengths: Callable[[], np.ndarray] | None = None):
         self._plan = plan
         self._seed = seed
         self._lengths = lengths
@@ -91,7 +92,7 @@ class Order:
         order = torch.randperm(n_items, generator=generator).numpy()
         if self._lengths is None:
             return order
-        return _alike_together(order, self._lengths, self._plan.step_items, generator)
+        return _alike_together(order, self._lengths(), self._plan.step_items, generator)
 
 
 def _alike_together(order: np.ndarray, lengths: np.ndarray, step_items: int, generator: torch.Generator) -> np.ndarray:
