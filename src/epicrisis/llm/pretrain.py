@@ -19,9 +19,6 @@ from epicrisis.corpus.telling import Telling
 from epicrisis.corpus.windows import CARRIED, cut
 from epicrisis.settings import refuse
 
-_WIDTHS = 8
-"""Rows are as wide as a multiple of this, which matrix units like."""
-
 
 def whole_records(telling: Telling) -> Telling:
     """The same telling without a token budget: no event of a record is left out."""
@@ -89,9 +86,7 @@ class NarrativeLesson:
         bounds = np.cumsum([0] + [len(row) for row in wanted]).tolist()
         rows = [list(range(start, stop)) for start, stop in pairwise(bounds)]
         documents = [self._read(window) for window in flat]
-        fullest = int(self._fills[np.asarray(items)].max())
-        width = min(self._max_length, -(-fullest // _WIDTHS) * _WIDTHS)
-        return pack(documents, rows, self._pad, width=width, context=self._context[flat].tolist())
+        return pack(documents, rows, self._pad, context=self._context[flat].tolist())
 
     def _read(self, window: int) -> np.ndarray:
         """A window's token ids with its context before and, at its document's end, EOS after them; int64."""

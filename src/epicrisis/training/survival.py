@@ -9,14 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import polars as pl
 import torch
 import torch.nn.functional as F
 
-from epicrisis.cohort.task import follow_up
+from epicrisis.cohort.task import TaskKind, follow_up
 from epicrisis.settings import refuse
 from epicrisis.settings.survival_section import SurvivalSettings
 from epicrisis.training.concordance import concordance_index
@@ -110,7 +110,9 @@ class _TimeToEvent:
     horizons: tuple[float, ...]
     followed: float
 
-    kind: ClassVar = "survival"
+    @property
+    def kind(self) -> TaskKind:
+        return "survival"
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -149,8 +151,6 @@ class DiscreteHazards(_TimeToEvent):
     ends: np.ndarray
     offsets: np.ndarray
 
-    complete: ClassVar = True
-
     @classmethod
     def fit(cls, days: np.ndarray, observed: np.ndarray, survival: SurvivalSettings) -> DiscreteHazards:
         """Of the train rows' labels."""
@@ -163,6 +163,10 @@ class DiscreteHazards(_TimeToEvent):
     @property
     def n_outputs(self) -> int:
         return len(self.ends)
+
+    @property
+    def complete(self) -> bool:
+        return True
 
     def loss(self, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         """Negative log-likelihood summed over rows."""
@@ -204,7 +208,9 @@ class ProportionalHazards(_TimeToEvent):
 
     baseline: Baseline | None = None
 
-    n_outputs: ClassVar = 1
+    @property
+    def n_outputs(self) -> int:
+        return 1
 
     @property
     def complete(self) -> bool:
