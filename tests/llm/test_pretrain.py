@@ -127,9 +127,9 @@ def test_records_that_fit_are_laid_out_once_for_all_epochs():
     after = lesson.collate(range(lesson.n_items))
     assert before.input_ids.tolist() == after.input_ids.tolist()
     assert before.input_ids.tolist() == [
-        [*range(100, 109), EOS, PAD, PAD],
-        [*range(118, 125), EOS, PAD, PAD, PAD, PAD],
-        [*range(109, 114), EOS, *range(114, 118), EOS, PAD],
+        [*range(100, 109), EOS, PAD],
+        [*range(118, 125), EOS, PAD, PAD, PAD],
+        [*range(109, 114), EOS, *range(114, 118), EOS],
     ]
 
 
