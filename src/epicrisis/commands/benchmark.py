@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -34,15 +35,14 @@ def run(config_filepath: Path | None, overrides: Sequence[str]) -> None:
     An arm that finished before with the same settings on the same rows is not run again.
     """
     settings = load_settings(config_filepath, overrides)
-    tree = merge(read_yaml(config_filepath) if config_filepath else {}, parse_overrides(overrides))
-    arms = {arm.name: arm_settings(settings, tree, arm) for arm in settings.benchmark.arms}
-    if not arms:
+    tree = tree_of(config_filepath, overrides)
+    if not settings.benchmark.arms:
         raise refuse("benchmark.arms", "no arm is listed", "list at least one, as configs/demo/benchmark.yaml does")
+    arms = settings_of_arms(settings, tree)
     state = processes()
     refuse_unopenable(_reopening(settings))
     cohort, lookups = open_inputs(settings, state)
-    for own in arms.values():
-        refuse_unless_runnable(own, cohort, lookups)
+    refuse_unless_all_runnable(arms, cohort, lookups)
     directory = open_together(_reopening(settings), state)
     predictions: dict[str, Predictions] = {}
     for draw in draws_of(settings):
@@ -55,15 +55,58 @@ def run(config_filepath: Path | None, overrides: Sequence[str]) -> None:
         judge_and_report(directory, settings, cohort, lookups, predictions, arm_directories(settings))
 
 
+def tree_of(config_filepath: Path | None, overrides: Sequence[str]) -> dict[str, Any]:
+    """The keys that were given, without defaults."""
+    return merge(read_yaml(config_filepath) if config_filepath else {}, parse_overrides(overrides))
+
+
+def settings_of_arms(settings: Settings, tree: dict[str, Any]) -> dict[str, Settings]:
+    """Each arm's own settings. tree: see `tree_of`. InputError with all problems of all arms, each with its arm."""
+    problems: list[Problem] = []
+    found: dict[str, Settings] = {}
+    folders: dict[Path, str] = {}
+    for arm in settings.benchmark.arms:
+        with _collecting(problems, arm.name):
+            found[arm.name] = arm_settings(settings, tree, arm)
+        other = folders.setdefault(arm_path(settings, arm), arm.name)
+        if other != arm.name:
+            what = f"its folder `{arm_path(settings, arm).name}` is that of `{other}` too"
+            problems.append(Problem(_place(arm.name), what, "give it a name that differs in letters or digits"))
+    if problems:
+        raise InputError(problems)
+    return found
+
+
+def refuse_unless_all_runnable(arms: Mapping[str, Settings], cohort: Cohort, lookups: Lookups) -> None:
+    """Raise InputError with the problems of all arms that would fail on this cohort, each with its arm."""
+    problems: list[Problem] = []
+    for name, own in arms.items():
+        with _collecting(problems, name):
+            refuse_unless_runnable(own, cohort, lookups)
+    if problems:
+        raise InputError(problems)
+
+
+@contextmanager
+def _collecting(problems: list[Problem], arm: str) -> Iterator[None]:
+    """Bad input in the block is added to `problems`, with the arm's name before where it is."""
+    try:
+        yield
+    except InputError as error:
+        problems += [replace(problem, where=f"{_place(arm)}: {problem.where}") for problem in error.problems]
+
+
+def _place(arm: str) -> str:
+    return f"benchmark.arms ({arm})"
+
+
 def arm_settings(settings: Settings, tree: dict[str, Any], arm: ArmSettings) -> Settings:
     """The benchmark's settings with the arm's own on top, and a run directory of its own."""
     own = parse_overrides([f"{key}={value}" for key, value in arm.overrides.items() if "." in key])
     own = merge(own, {key: value for key, value in arm.overrides.items() if "." not in key})
     shared = [key for key in own if key in _SHARED]
     if shared:
-        raise InputError(
-            [Problem(f"benchmark.arms ({arm.name})", f"changes `{key}`", "set it once for all arms") for key in shared]
-        )
+        raise InputError([Problem("overrides", f"changes `{key}`", "set it once for all arms") for key in shared])
     place = {"training": {"output_dir": str(arm_path(settings, arm))}}
     base = {key: value for key, value in tree.items() if key != "benchmark"}
     return settings_from(merge(merge({"stage": "classify", **base}, own), place))

@@ -14,6 +14,7 @@ import psutil
 import torch
 
 from epicrisis.cohort import Cohort
+from epicrisis.commands.benchmark import refuse_unless_all_runnable, settings_of_arms, tree_of
 from epicrisis.commands.inputs import coverage_of, open_cohort, open_lookups
 from epicrisis.commands.preflight import refuse_unless_runnable
 from epicrisis.commands.train import latest_rows
@@ -30,19 +31,34 @@ _SAMPLE = 200
 
 
 def run(config_filepath: Path | None, overrides: Sequence[str]) -> None:
-    """Print the cohort, the coverage of its codes and, for language models, tokens, steps, memory and time."""
+    """Print the cohort, the coverage of its codes and, for language models, tokens, steps, memory and time.
+
+    Of a benchmark all arms are asked whether they could run, and each is said to be sound by its name.
+    """
     settings = load_settings(config_filepath, overrides)
+    arms = settings_of_arms(settings, tree_of(config_filepath, overrides))
     cohort = open_cohort(settings)
     lookups = open_lookups(settings, cohort)
-    refuse_unless_runnable(settings, cohort, lookups)
-    print(f"config is sound: arm {settings.arm}, stage {settings.stage}, run directory {settings.training.output_dir}")
+    if arms:
+        refuse_unless_all_runnable(arms, cohort, lookups)
+        print(f"config is sound: a benchmark of {len(arms)} arms, run directory {settings.training.output_dir}")
+        print("\n".join(f"{name} is sound: {_told(own)}" for name, own in arms.items()))
+    else:
+        refuse_unless_runnable(settings, cohort, lookups)
+        print(f"config is sound: {_told(settings)}")
     print("\n".join(cohort.notes))
     sample = cohort.rows.sample(min(_SAMPLE, cohort.rows.height), seed=0)
     table = coverage_of(cohort, sample, lookups).filter(pl.col("vocabulary") == "*")
     readable = np.average(table["words"], weights=table["n_events"])
     print(f"{readable:.1%} of the events of {sample.height} sampled rows read as words")
-    if settings.arm == "llm":
-        print("\n".join(_cost(settings, cohort, lookups, sample)))
+    for name, own in (arms or {"": settings}).items():
+        if own.arm == "llm":
+            told = _cost(own, cohort, lookups, sample)
+            print("\n".join(f"{name}: {line}" if name else line for line in told))
+
+
+def _told(settings: Settings) -> str:
+    return f"arm {settings.arm}, stage {settings.stage}, run directory {settings.training.output_dir}"
 
 
 @dataclass(frozen=True)

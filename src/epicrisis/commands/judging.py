@@ -12,7 +12,7 @@ from typing import Any
 import polars as pl
 from omegaconf import OmegaConf
 
-from epicrisis.cohort import Cohort
+from epicrisis.cohort import Cohort, rows_fingerprint
 from epicrisis.cohort.few_shot import REPLICATES, Draw, draws, shortfalls
 from epicrisis.cohort.task import kind_of_labels
 from epicrisis.commands.inputs import coverage_of, task_name
@@ -22,7 +22,7 @@ from epicrisis.corpus.prepare import KEYS, Prepared
 from epicrisis.evaluation.calibration import Temperature, fit_temperature
 from epicrisis.evaluation.canaries import Canary, canaries, history_scalars
 from epicrisis.evaluation.few_shot import METRICS, print_curves
-from epicrisis.evaluation.judge import Judgement, Scope, judge, print_results
+from epicrisis.evaluation.judge import Judgement, Scope, Timing, judge, print_results
 from epicrisis.evaluation.plots import plot_all, plot_few_shot, plot_lengths, plot_loss, save
 from epicrisis.evaluation.predictions import one_against_rest, read_predictions, task_predictions, with_split
 from epicrisis.evaluation.report import (
@@ -185,6 +185,12 @@ def _arm_notes(places: Mapping[str, RunDirectory]) -> dict[str, str]:
     return {name: "; ".join(said) for name, said in notes.items() if said}
 
 
+def _timings(places: Mapping[str, RunDirectory]) -> dict[str, Timing]:
+    """How long each arm took when it ran, which may have been long ago."""
+    files = {name: place.timing for name, place in places.items()}
+    return {name: Timing(**json.loads(file.read_text())) for name, file in files.items() if file.is_file()}
+
+
 def _content(
     run: RunDirectory,
     settings: Settings,
@@ -213,6 +219,8 @@ def _content(
         lengths=_lengths(told),
         arm_notes=_arm_notes(places),
         baseline=settings.benchmark.reference,
+        rows_fingerprint=rows_fingerprint(cohort.select("held_out")),
+        timings=_timings(places),
         environment=json.loads(run.environment.read_text()),
         config=settings.resolved(),
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 import polars as pl
@@ -17,15 +18,19 @@ from epicrisis.commands.preflight import refuse_unless_runnable
 from epicrisis.commands.processes import processes
 from epicrisis.corpus.lengths import lengths_text
 from epicrisis.corpus.prepare import Prepared
+from epicrisis.evaluation.judge import Timing
 from epicrisis.evaluation.plots import plot_loss, save
 from epicrisis.evaluation.predictions import task_predictions, with_split, write_predictions
 from epicrisis.narrative import Lookups
 from epicrisis.settings import Settings, load_settings
-from epicrisis.tracking.progress import say
+from epicrisis.tracking.progress import Stopwatch, say
 from epicrisis.tracking.run_directory import RunDirectory, check_openable, open_run
 from epicrisis.tracking.trackers import track
 
 SPLITS_JUDGED = ("tuning", "held_out")
+
+WORK_KEPT = ("checkpoints/*", "stamps/prepare*", "judged/*", "embeddings/*")
+"""Where in a run directory an earlier attempt leaves work that is not done again."""
 
 
 def run(config_filepath: Path | None, overrides: Sequence[str]) -> None:
@@ -128,13 +133,15 @@ def latest_rows(rows: pl.DataFrame) -> pl.DataFrame:
 
 
 def fit_and_predict(settings: Settings, cohort: Cohort, lookups: Lookups, run_directory: RunDirectory) -> Predictions:
-    """Fit one arm on train and tuning, keep it, and predict tuning and held_out."""
-    arm = make_arm(settings, lookups)
+    """Fit one arm on train and tuning, keep it, and predict tuning and held_out; timing.json says how long that took."""
+    arm, watch, continued = make_arm(settings, lookups), Stopwatch(), _begun_before(run_directory)
     learnt_on = cohort.rows.filter(pl.col("split").is_in(["train", "tuning"]))
-    fitted = arm.fit(learnt_on, cohort.history(learnt_on), run_directory)
+    with watch.part("fit"):
+        fitted = arm.fit(learnt_on, cohort.history(learnt_on), run_directory)
     judged = cohort.rows.filter(pl.col("split").is_in(SPLITS_JUDGED))
-    table = task_predictions(judged, fitted.classes, fitted.predict(judged, cohort.history(judged)))
-    told = with_split(table, judged)
+    with watch.part("predict"):
+        probabilities = fitted.predict(judged, cohort.history(judged))
+    told = with_split(task_predictions(judged, fitted.classes, probabilities), judged)
     predictions = {}
     for split in SPLITS_JUDGED:
         predictions[split] = told.filter(split=split).drop("split")
@@ -142,5 +149,13 @@ def fit_and_predict(settings: Settings, cohort: Cohort, lookups: Lookups, run_di
             write_predictions(predictions[split], run_directory.predictions(split))
     if processes().is_main_process:
         fitted.save(run_directory.dir)
+        spent, n_subjects = watch.seconds(), judged["subject_id"].n_unique()
+        timing = Timing(spent["fit"], spent["predict"], judged.height, n_subjects, continued)
+        run_directory.write_json(run_directory.timing.name, asdict(timing))
     processes().wait_for_everyone()
     return predictions
+
+
+def _begun_before(run_directory: RunDirectory) -> bool:
+    """Whether an earlier attempt left work in the folder that this one need not do again."""
+    return any(True for pattern in WORK_KEPT for _ in run_directory.dir.glob(pattern))

@@ -1,4 +1,4 @@
-"""The arm `encoder`: a text encoder such as PubMedBERT, fine-tuned to classify narratives."""
+"""The arm `encoder`: a text encoder such as PubMedBERT, fine-tuned to foretell from narratives."""
 
 from __future__ import annotations
 
@@ -17,18 +17,17 @@ from epicrisis.cohort import History
 from epicrisis.corpus.prepare import KEYS
 from epicrisis.corpus.run_narratives import NARRATOR, Run, check_telling, keys_of, prepare_once
 from epicrisis.encoders.base import load_encoder, weights_fingerprint
-from epicrisis.encoders.classes import Classes
 from epicrisis.encoders.classifier import ADAPTER, RecordClassifier, narrative_classifier
-from epicrisis.encoders.lesson import NarrativeRows, row_metrics
+from epicrisis.encoders.lesson import NarrativeRows, RowLesson
 from epicrisis.encoders.narratives import Told, tell_as_saved, tell_for_fit
 from epicrisis.encoders.saving import check_saved, read_about, write_about
 from epicrisis.narrative import Lookups
 from epicrisis.settings import Settings
 from epicrisis.tracking.progress import say
 from epicrisis.training.checkpoints import Checkpoints
-from epicrisis.training.class_losses import class_probabilities
 from epicrisis.training.device import make_accelerator
 from epicrisis.training.loop import train
+from epicrisis.training.outcome import Outcome, completed, load_outcome, outcome_for, row_metrics, row_predictions
 
 FOLDER = "adapters"
 """Where weights lie in a run directory, whatever part of a model they are."""
@@ -45,29 +44,24 @@ class FittedEncoder:
     told: Told
     module: RecordClassifier
     accelerator: Accelerator
-    task: Classes
+    outcome: Outcome
     directory: Path
     base: str | None
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """The task's classes, in the order of the probabilities."""
-        return self.task.names
+        """The task's classes, in the order of the probabilities; of a time to an event its risk and horizons."""
+        return self.outcome.columns
 
     def predict(self, rows: pl.DataFrame, history: History) -> np.ndarray:
-        """Probabilities [n_rows, n_classes] in the order of `rows` and of the task's classes."""
+        """float64 [n_rows, n_columns] in the order of `rows` and of `classes`."""
         settings, folder = self.settings, self.directory / "judged"
         prepared = prepare_once(settings, rows, history, self.told.telling, folder, self.accelerator)
         ordered = []
         for split in sorted(rows["split"].unique()):
             tokens = prepared.tokens(split)
-            scores = class_probabilities(
-                self.module,
-                NarrativeRows(tokens, self.told.reading, self.task.weights),
-                sequences(settings),
-                self.accelerator,
-                corrected=settings.model.prior_correction,
-            )
+            lesson = NarrativeRows(tokens, self.told.reading, self.outcome)
+            scores = row_predictions(self.module, lesson, sequences(settings), self.accelerator)
             ordered.append(keys_of(tokens).with_columns(scores=pl.Series(scores.tolist())))
         return in_order(rows, pl.concat(ordered))
 
@@ -85,7 +79,7 @@ class FittedEncoder:
             {k: v.cpu().contiguous() for k, v in self.module.head.state_dict().items()}, folder / "head.safetensors"
         )
         self.told.telling.narrator.save(folder / NARRATOR)
-        about = {**self.task.saved(), **self.told.telling.inputs(), "base": self.base}
+        about = {**self.outcome.saved(), **self.told.telling.inputs(), "base": self.base}
         write_about(folder, about, self.settings, DECISIVE)
 
     def _encoder(self) -> Any:
@@ -103,18 +97,18 @@ class EncoderArm:
         """Train on the train rows, watching tuning. `rows` holds both splits."""
         settings = self._settings
         accelerator = make_accelerator(settings.training)
-        task = Classes.of_task(settings, rows)
+        outcome = outcome_for(settings, rows)
         told = tell_for_fit(settings, self._lookups, rows, history, run.dir, accelerator)
         encoder = load_encoder(told.source, settings, accelerator)
         base = None if settings.encoder.finetune == "full" else weights_fingerprint(encoder)
-        module = narrative_classifier(settings, encoder, len(task.names))
+        module = narrative_classifier(settings, encoder, outcome.n_outputs)
         prepared = prepare_once(settings, rows, history, told.telling, run.dir, accelerator)
         lessons = {}
         for split in ("train", "tuning"):
             tokens = prepared.tokens(split)
-            lessons[split] = NarrativeRows(tokens, told.reading, task.weights, task.targets(keys_of(tokens), rows))
-        learn(module, lessons["train"], lessons["tuning"], settings, accelerator, run)
-        return FittedEncoder(settings, told, module.eval(), accelerator, task, run.dir, base)
+            lessons[split] = NarrativeRows(tokens, told.reading, outcome, targets_of(outcome, keys_of(tokens), rows))
+        outcome = learn(module, lessons["train"], lessons["tuning"], settings, accelerator, run)
+        return FittedEncoder(settings, told, module.eval(), accelerator, outcome, run.dir, base)
 
     def load(self, directory: Path) -> FittedEncoder:
         """A saved classifier. InputError where the settings are not those that it was trained with."""
@@ -124,15 +118,15 @@ class EncoderArm:
         own = str(folder / "encoder") if settings.encoder.finetune == "full" else None
         told = tell_as_saved(settings, self._lookups, folder, accelerator, own)
         check_telling(about, told.telling)
-        task = Classes.load(about)
+        outcome = load_outcome(about, settings)
         encoder = load_encoder(told.source, settings, accelerator)
         if own is None:
             check_saved("model.model_name", about["base"], weights_fingerprint(encoder))
-        module = narrative_classifier(settings, encoder, len(task.names))
+        module = narrative_classifier(settings, encoder, outcome.n_outputs)
         if settings.encoder.finetune == "lora":
             _load_adapter(module.body.encoder, folder / ADAPTER)
         module.head.load_state_dict(load_file(folder / "head.safetensors"))
-        return FittedEncoder(settings, told, module.eval(), accelerator, task, directory, about["base"])
+        return FittedEncoder(settings, told, module.eval(), accelerator, outcome, directory, about["base"])
 
 
 def encoder(settings: Settings, lookups: Lookups) -> EncoderArm:
@@ -146,25 +140,33 @@ def sequences(settings: Settings) -> int:
     return settings.training.batch_size
 
 
+def targets_of(outcome: Outcome, keys: pl.DataFrame, rows: pl.DataFrame) -> np.ndarray:
+    """What the rows of these keys (subject_id, prediction_time) are; rows: with their labels."""
+    return outcome.targets(keys.join(rows, on=KEYS, how="left", maintain_order="left"))
+
+
 def in_order(rows: pl.DataFrame, scored: pl.DataFrame) -> np.ndarray:
-    """float64 [n_rows, n_classes]: the `scores` of each row, by its keys."""
+    """float64 [n_rows, n_columns]: the `scores` of each row, by its keys."""
     joined = rows.select(KEYS).join(scored, on=KEYS, how="left", maintain_order="left")
     return np.asarray(joined["scores"].to_list(), dtype=np.float64)
 
 
-def learn(module: nn.Module, lesson: Any, tuning: Any, settings: Settings, accelerator: Accelerator, run: Run) -> None:
-    """Train on the lesson's rows, watching tuning, with checkpoints in the run's folder."""
+def learn(
+    module: nn.Module, lesson: RowLesson, tuning: RowLesson, settings: Settings, accelerator: Accelerator, run: Run
+) -> Outcome:
+    """Train on the lesson's rows, watching tuning, with checkpoints in the run's folder; the outcome when all is learnt."""
     is_main, size = accelerator.is_main_process, sequences(settings)
     if is_main:
         trained = sum(p.numel() for p in module.parameters() if p.requires_grad)
         say(f"classify: {trained:,} of {sum(p.numel() for p in module.parameters()):,} weights are trained")
 
     def evaluate(module: nn.Module) -> dict[str, float]:
-        return row_metrics(module, tuning, size, accelerator, corrected=settings.model.prior_correction)
+        return row_metrics(module, tuning, size, accelerator)
 
     log = run.log if is_main else lambda **_: None
     checkpoints = Checkpoints(run.dir / "checkpoints", settings.training.save_total_limit, accelerator)
     train(module, lesson, settings.training, accelerator, checkpoints, title="classify", evaluate=evaluate, log=log)
+    return completed(module, lesson, size, accelerator)
 
 
 def _load_adapter(encoder: Any, folder: Path) -> None:

@@ -49,15 +49,15 @@ class RecordEncoder(nn.Module):
 
 
 class RecordClassifier(nn.Module):
-    """Class logits, float32 [n_documents, n_classes], by dropout and a linear layer on what `body` gives of a batch."""
+    """Logits, float32 [n_documents, n_outputs], by dropout and a linear layer on what `body` gives of a batch."""
 
-    def __init__(self, body: nn.Module, width: int, n_classes: int, dropout: float, seed: int):
+    def __init__(self, body: nn.Module, width: int, n_outputs: int, dropout: float, seed: int):
         super().__init__()
         self.body = body
         self.dropout = nn.Dropout(dropout)
         with torch.random.fork_rng():
             torch.manual_seed(seed)
-            self.head = nn.Linear(width, n_classes)
+            self.head = nn.Linear(width, n_outputs)
             nn.init.normal_(self.head.weight, std=0.02)
         nn.init.zeros_(self.head.bias)
 
@@ -65,7 +65,7 @@ class RecordClassifier(nn.Module):
         return self.head(self.dropout(self.body(batch)))
 
 
-def narrative_classifier(settings: Settings, encoder: PreTrainedModel, n_classes: int) -> RecordClassifier:
+def narrative_classifier(settings: Settings, encoder: PreTrainedModel, n_outputs: int) -> RecordClassifier:
     """The module of the arm `encoder`; what encoder.finetune leaves out is frozen."""
     width, device = int(encoder.config.hidden_size), encoder.device
     finetune, body = settings.encoder.finetune, encoder
@@ -75,7 +75,7 @@ def narrative_classifier(settings: Settings, encoder: PreTrainedModel, n_classes
         encoder.requires_grad_(False)
     records = RecordEncoder(body, settings.encoder, compute_dtype(settings.training))
     seed, dropout = settings.training.seed, settings.encoder.dropout
-    return RecordClassifier(records, width, n_classes, dropout, seed).to(device)
+    return RecordClassifier(records, width, n_outputs, dropout, seed).to(device)
 
 
 def with_adapter(encoder: PreTrainedModel, lora: LoraSettings, seed: int) -> Any:

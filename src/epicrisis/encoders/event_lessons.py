@@ -1,4 +1,4 @@
-"""Rows of events as lessons: to classify them, or to find what was hidden in them or comes next."""
+"""Rows of events as lessons: to tell what becomes of them, or to find what was hidden in them or comes next."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import nn
 from epicrisis.encoders.event_model import EventBatch, EventPretraining
 from epicrisis.encoders.event_table import EventTable
 from epicrisis.encoders.lesson import RowLesson
-from epicrisis.training.class_weights import ClassWeights
+from epicrisis.training.outcome import Outcome
 
 
 class Events:
@@ -55,10 +55,10 @@ class Events:
 
 
 class EventRows(RowLesson):
-    """Rows of events with their classes."""
+    """Rows of events and what becomes of them."""
 
-    def __init__(self, events: Events, max_events: int, weights: ClassWeights, targets: np.ndarray | None = None):
-        super().__init__(events.table.n_events + 1, max_events + 1, weights, targets)
+    def __init__(self, events: Events, max_events: int, outcome: Outcome, targets: np.ndarray | None = None):
+        super().__init__(events.table.n_events + 1, max_events + 1, outcome, targets)
         self._events = events
 
     def collate(self, items: Sequence[int]) -> EventBatch:

@@ -17,8 +17,7 @@ from torch import nn
 
 from epicrisis.cohort import History
 from epicrisis.corpus.run_narratives import NARRATOR, Run, check_choice, run_narrator
-from epicrisis.encoders.arm import in_order, learn, sequences
-from epicrisis.encoders.classes import Classes
+from epicrisis.encoders.arm import in_order, learn, sequences, targets_of
 from epicrisis.encoders.classifier import RecordClassifier
 from epicrisis.encoders.event_lessons import EventRows, Events, EventsToFind, finding_metrics
 from epicrisis.encoders.event_model import EventBody, EventPretraining
@@ -28,9 +27,9 @@ from epicrisis.encoders.saving import FILE, check_saved, read_about, write_about
 from epicrisis.narrative import Lookups, Narrator
 from epicrisis.settings import Settings, refuse
 from epicrisis.training.checkpoints import Checkpoints
-from epicrisis.training.class_losses import class_probabilities
 from epicrisis.training.device import make_accelerator
 from epicrisis.training.loop import train
+from epicrisis.training.outcome import Outcome, load_outcome, outcome_for, row_predictions
 
 SHAPE = ("event_model", "width", "layers", "heads", "times", "numbers")
 """Keys of `encoder` that the weights of a body go with."""
@@ -78,19 +77,18 @@ class FittedEvents:
     inputs: EventInputs
     module: RecordClassifier
     accelerator: Accelerator
-    task: Classes
+    outcome: Outcome
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """The task's classes, in the order of the probabilities."""
-        return self.task.names
+        """The task's classes, in the order of the probabilities; of a time to an event its risk and horizons."""
+        return self.outcome.columns
 
     def predict(self, rows: pl.DataFrame, history: History) -> np.ndarray:
-        """Probabilities [n_rows, n_classes] in the order of `rows` and of the task's classes."""
+        """float64 [n_rows, n_columns] in the order of `rows` and of `classes`."""
         settings, table = self.inputs.settings, self.inputs.read(history)
-        lesson = EventRows(self.inputs.events(table), settings.encoder.max_events, self.task.weights)
-        corrected = settings.model.prior_correction
-        scores = class_probabilities(self.module, lesson, sequences(settings), self.accelerator, corrected=corrected)
+        lesson = EventRows(self.inputs.events(table), settings.encoder.max_events, self.outcome)
+        scores = row_predictions(self.module, lesson, sequences(settings), self.accelerator)
         return in_order(rows, table.keys.with_columns(scores=pl.Series(scores.tolist())))
 
     def save(self, directory: Path) -> None:
@@ -98,7 +96,7 @@ class FittedEvents:
         folder = directory / FOLDER
         folder.mkdir(parents=True, exist_ok=True)
         save_file(_weights(self.module), folder / WEIGHTS)
-        self.inputs.save(folder, self.task.saved())
+        self.inputs.save(folder, self.outcome.saved())
 
 
 class EventEncoderArm:
@@ -114,7 +112,7 @@ class EventEncoderArm:
         """Train on the train rows, watching tuning. `rows` holds both splits."""
         settings = self._settings
         accelerator = make_accelerator(settings.training)
-        task = Classes.of_task(settings, rows)
+        outcome = outcome_for(settings, rows)
         inputs, table = _inputs(settings, self._lookups, rows, history, run.dir, accelerator)
         tables = {split: table.of_split(rows, split) for split in ("train", "tuning")}
         body = _body(inputs, tables["train"]).to(accelerator.device)
@@ -124,14 +122,14 @@ class EventEncoderArm:
             body.requires_grad_(False)
             if body.summary is not None:
                 body.summary.requires_grad_(True)  # it reads for the head, and pretraining had none
-        module = _classifier(body, settings, len(task.names)).to(accelerator.device)
+        module = _classifier(body, settings, outcome.n_outputs).to(accelerator.device)
         most = settings.encoder.max_events
         lessons = {
-            split: EventRows(inputs.events(one), most, task.weights, task.targets(one.keys, rows))
+            split: EventRows(inputs.events(one), most, outcome, targets_of(outcome, one.keys, rows))
             for split, one in tables.items()
         }
-        learn(module, lessons["train"], lessons["tuning"], settings, accelerator, run)
-        return FittedEvents(inputs, module.eval(), accelerator, task)
+        outcome = learn(module, lessons["train"], lessons["tuning"], settings, accelerator, run)
+        return FittedEvents(inputs, module.eval(), accelerator, outcome)
 
     def load(self, directory: Path) -> FittedEvents:
         """A saved classifier. InputError where the settings are not those that it was trained with."""
@@ -144,11 +142,11 @@ class EventEncoderArm:
         phrases = PhraseVectors.of(settings, accelerator)
         check_saved("model.model_name", about["base"], phrases.base)
         inputs = EventInputs(settings, narrator, phrases, _scales(folder), directory)
-        task, weights = Classes.load(about), load_file(folder / WEIGHTS)
+        outcome, weights = load_outcome(about, settings), load_file(folder / WEIGHTS)
         body = EventBody(settings.encoder, weights["body.centre"], 1.0, settings.training.seed)
-        module = _classifier(body, settings, len(task.names))
+        module = _classifier(body, settings, outcome.n_outputs)
         module.load_state_dict(weights)
-        return FittedEvents(inputs, module.to(accelerator.device).eval(), accelerator, task)
+        return FittedEvents(inputs, module.to(accelerator.device).eval(), accelerator, outcome)
 
 
 def event_encoder(settings: Settings, lookups: Lookups) -> EventEncoderArm:
@@ -235,9 +233,9 @@ def _body(inputs: EventInputs, train_table: EventTable) -> EventBody:
     return EventBody(encoding, torch.from_numpy(centre), spread or 1.0, seed)
 
 
-def _classifier(body: EventBody, settings: Settings, n_classes: int) -> RecordClassifier:
+def _classifier(body: EventBody, settings: Settings, n_outputs: int) -> RecordClassifier:
     encoding, seed = settings.encoder, settings.training.seed
-    return RecordClassifier(body, encoding.width, n_classes, encoding.dropout, seed)
+    return RecordClassifier(body, encoding.width, n_outputs, encoding.dropout, seed)
 
 
 def _take_over(body: EventBody, folder: Path, inputs: EventInputs) -> None:

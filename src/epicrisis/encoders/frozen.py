@@ -11,20 +11,21 @@ from accelerate import Accelerator
 from safetensors.numpy import load_file, save_file
 
 from epicrisis.cohort import History
+from epicrisis.cohort.task import classes_of_labels, label_matrix
 from epicrisis.corpus.prepare import Prepared
 from epicrisis.corpus.run_narratives import NARRATOR, Run, check_telling, keys_of, prepare_once
-from epicrisis.encoders.arm import FOLDER, in_order
+from epicrisis.encoders.arm import FOLDER, in_order, targets_of
 from epicrisis.encoders.base import load_encoder, weights_fingerprint
-from epicrisis.encoders.classes import Classes
 from epicrisis.encoders.classifier import RecordEncoder
 from epicrisis.encoders.embeddings import Embedded, embed_narratives, ids_fingerprint
 from epicrisis.encoders.linear import LinearHead, fit_head
 from epicrisis.encoders.narratives import Told, tell_as_saved, tell_for_fit
 from epicrisis.encoders.saving import check_saved, read_about, write_about
 from epicrisis.narrative import Lookups
-from epicrisis.settings import Settings
+from epicrisis.settings import Settings, refuse
 from epicrisis.tracking.progress import say
 from epicrisis.training.device import compute_dtype, make_accelerator
+from epicrisis.training.outcome import ClassOutcome, Outcome, load_outcome, outcome_for
 
 DECISIVE = ("pooling", "long", "max_chunks", "chunk_pooling")
 
@@ -76,13 +77,13 @@ class FittedFrozen:
 
     embedder: Embedder
     head: LinearHead
-    task: Classes
+    outcome: Outcome
     directory: Path
 
     @property
     def classes(self) -> tuple[str, ...]:
         """The task's classes, in the order of the probabilities."""
-        return self.task.names
+        return self.outcome.columns
 
     def predict(self, rows: pl.DataFrame, history: History) -> np.ndarray:
         """Probabilities [n_rows, n_classes] in the order of `rows` and of the task's classes."""
@@ -91,7 +92,7 @@ class FittedFrozen:
         ordered = []
         for split in sorted(rows["split"].unique()):
             keys, vectors = self.embedder.vectors(prepared, split, self.directory)
-            scores = self.head.probabilities(vectors, self.task.weights, corrected=settings.model.prior_correction)
+            scores = self.outcome.predictions(self.head.logits(vectors))
             ordered.append(keys.with_columns(scores=pl.Series(scores.tolist())))
         return in_order(rows, pl.concat(ordered))
 
@@ -101,7 +102,7 @@ class FittedFrozen:
         folder.mkdir(parents=True, exist_ok=True)
         save_file(self.head.arrays(), folder / "head.safetensors")
         telling.narrator.save(folder / NARRATOR)
-        about = {**self.task.saved(), **telling.inputs(), "base": self.embedder.base}
+        about = {**self.outcome.saved(), **telling.inputs(), "base": self.embedder.base}
         write_about(folder, about, self.embedder.settings, DECISIVE)
 
 
@@ -116,21 +117,20 @@ class FrozenEncoderArm:
         """Embed train and tuning, fit on train, choose the penalty on tuning."""
         settings = self._settings
         accelerator = make_accelerator(settings.training)
-        task = Classes.of_task(settings, rows)
+        outcome = _classes(settings, rows)
         told = tell_for_fit(settings, self._lookups, rows, history, run.dir, accelerator)
         embedder = Embedder.of(settings, told, accelerator)
         prepared = prepare_once(settings, rows, history, told.telling, run.dir, accelerator)
         vectors, targets = {}, {}
         for split in ("train", "tuning"):
             keys, vectors[split] = embedder.vectors(prepared, split, run.dir)
-            targets[split] = task.targets(keys, rows)
-        metric, corrected = settings.training.metric_for_best, settings.model.prior_correction
-        seed = settings.training.seed
-        head, tried = fit_head(vectors, targets, task, metric=metric, corrected=corrected, seed=seed)
+            targets[split] = targets_of(outcome, keys, rows)
+        metric = settings.training.metric_for_best
+        head, tried = fit_head(vectors, targets, outcome, metric=metric, seed=settings.training.seed)
         if accelerator.is_main_process:
             run.log(arm="frozen_encoder", n_train=len(vectors["train"]), tuning_by_C=tried)
             say(f"classify: tuning {metric} by C: {', '.join(f'{c} {m[metric]:.4f}' for c, m in tried.items())}")
-        return FittedFrozen(embedder, head, task, run.dir)
+        return FittedFrozen(embedder, head, outcome, run.dir)
 
     def load(self, directory: Path) -> FittedFrozen:
         """A saved head on its encoder. InputError where the settings are not those that it was fitted with."""
@@ -142,9 +142,21 @@ class FrozenEncoderArm:
         embedder = Embedder.of(settings, told, accelerator)
         check_saved("model.model_name", about["base"], embedder.base)
         head = LinearHead.of(load_file(folder / "head.safetensors"))
-        return FittedFrozen(embedder, head, Classes.load(about), directory)
+        return FittedFrozen(embedder, head, load_outcome(about, settings), directory)
 
 
 def frozen_encoder(settings: Settings, lookups: Lookups) -> FrozenEncoderArm:
     """The arm of these settings."""
     return FrozenEncoderArm(settings, lookups)
+
+
+def _classes(settings: Settings, rows: pl.DataFrame) -> ClassOutcome:
+    """The classes of these rows; InputError for times to an event, and for a class that no train row has."""
+    has = label_matrix(rows.filter(pl.col("split") == "train"), classes_of_labels(rows))
+    unseen = [name for name in has.columns if not has[name].any()]
+    if unseen:
+        fix = "join these classes with others, or leave their rows out"
+        raise refuse("data.labels_dir", f"no train row has {', '.join(unseen)}", fix)
+    outcome = outcome_for(settings, rows)
+    assert isinstance(outcome, ClassOutcome)
+    return outcome

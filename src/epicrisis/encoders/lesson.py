@@ -1,4 +1,4 @@
-"""Rows of a cohort as lessons for class losses: what every arm of this room learns from."""
+"""Rows of a cohort as lessons: what every arm of this room learns from."""
 
 from __future__ import annotations
 
@@ -9,25 +9,22 @@ from typing import Any
 import datasets
 import numpy as np
 import torch
-from accelerate import Accelerator
 from torch import nn
 
 from epicrisis.encoders.windows import Reading, WindowBatch, lay
-from epicrisis.training.class_losses import class_metrics, class_probabilities, loss_of
-from epicrisis.training.class_weights import ClassWeights
+from epicrisis.training.outcome import Outcome
 
 
 class RowLesson(ABC):
-    """Rows that a module gives class logits for; an item is a row.
+    """Rows that a module gives an outcome's logits for; an item is a row.
 
-    item_lengths: places that each row takes, int [n_rows]; widest: the most that any row can. targets: int [n_rows],
-    the index of each row's class; of a multilabel task bool [n_rows, n_classes]; None where only predictions are
-    wanted.
+    item_lengths: places that each row takes, int [n_rows]; widest: the most that any row can. targets: as `outcome`
+    gives them; None where only predictions are wanted.
     """
 
-    def __init__(self, item_lengths: np.ndarray, widest: int, weights: ClassWeights, targets: np.ndarray | None):
+    def __init__(self, item_lengths: np.ndarray, widest: int, outcome: Outcome, targets: np.ndarray | None):
         self.item_lengths = item_lengths
-        self.weights = weights
+        self.outcome = outcome
         self._widest = widest
         self._targets = targets
 
@@ -60,7 +57,7 @@ class RowLesson(ABC):
 
     def loss_sum(self, module: nn.Module, batch: Any, items: Sequence[int]) -> torch.Tensor:
         logits = module(batch)
-        return loss_of(logits, torch.as_tensor(self.targets[list(items)], device=logits.device), self.weights)
+        return self.outcome.loss(logits, torch.as_tensor(self.targets[list(items)], device=logits.device))
 
 
 class NarrativeRows(RowLesson):
@@ -70,23 +67,15 @@ class NarrativeRows(RowLesson):
         self,
         tokens: datasets.Dataset,
         reading: Reading,
-        weights: ClassWeights,
+        outcome: Outcome,
         targets: np.ndarray | None = None,
     ):
         lengths = np.array([reading.places(n) for n in tokens["n_tokens"]], dtype=np.int64)
         widest = reading.most * (reading.room + reading.frame.n_tokens)
-        super().__init__(lengths, widest, weights, targets)
+        super().__init__(lengths, widest, outcome, targets)
         self._tokens = tokens
         self._reading = reading
 
     def collate(self, items: Sequence[int]) -> WindowBatch:
         narratives = self._tokens[list(items)]["input_ids"]
         return lay([self._reading.cut(ids) for ids in narratives], self._reading.frame.pad_id)
-
-
-def row_metrics(
-    module: nn.Module, lesson: RowLesson, batch_size: int, accelerator: Accelerator, *, corrected: bool
-) -> dict[str, float]:
-    """Loss and AUROC on the lesson's rows; see `class_losses.class_metrics`."""
-    found = class_probabilities(module, lesson, batch_size, accelerator, corrected=corrected)
-    return class_metrics(found, lesson.targets, lesson.weights, corrected=corrected)

@@ -9,11 +9,9 @@ import numpy as np
 import torch
 from sklearn.linear_model import LogisticRegression
 
-from epicrisis.encoders.classes import Classes
 from epicrisis.settings import refuse
 from epicrisis.settings.watched import is_better
-from epicrisis.training.class_losses import class_metrics, probabilities_of
-from epicrisis.training.class_weights import ClassWeights
+from epicrisis.training.outcome import ClassOutcome
 
 GRID = (0.001, 0.01, 0.1, 1.0, 10.0)
 """Inverse strengths of the L2 penalty that are tried."""
@@ -29,10 +27,9 @@ class LinearHead:
     coefficients: np.ndarray
     intercept: np.ndarray
 
-    def probabilities(self, vectors: np.ndarray, weights: ClassWeights, *, corrected: bool) -> np.ndarray:
-        """float64 [n, n_classes]; see `class_losses.probabilities_of`."""
-        logits = (vectors - self.centre) / self.scale @ self.coefficients.T + self.intercept
-        return probabilities_of(torch.from_numpy(logits), weights, corrected=corrected).numpy()
+    def logits(self, vectors: np.ndarray) -> torch.Tensor:
+        """float32 [n, n_classes]."""
+        return torch.from_numpy((vectors - self.centre) / self.scale @ self.coefficients.T + self.intercept)
 
     def arrays(self) -> dict[str, np.ndarray]:
         """For a safetensors file."""
@@ -47,10 +44,9 @@ class LinearHead:
 def fit_head(
     vectors: Mapping[str, np.ndarray],
     targets: Mapping[str, np.ndarray],
-    task: Classes,
+    outcome: ClassOutcome,
     *,
     metric: str,
-    corrected: bool,
     seed: int,
 ) -> tuple[LinearHead, dict[str, dict[str, float]]]:
     """Fit on train, choose C by `metric` (loss or auroc) on tuning, the smaller on a tie.
@@ -64,9 +60,8 @@ def fit_head(
     tried: dict[str, dict[str, float]] = {}
     best: tuple[float | None, LinearHead | None] = (None, None)
     for c in GRID:
-        head = LinearHead(centre, scale, *_fitted(standard, targets["train"], task, c, seed))
-        found = head.probabilities(vectors["tuning"], task.weights, corrected=corrected)
-        tried[f"{c:g}"] = class_metrics(found, targets["tuning"], task.weights, corrected=corrected)
+        head = LinearHead(centre, scale, *_fitted(standard, targets["train"], outcome, c, seed))
+        tried[f"{c:g}"] = outcome.metrics(head.logits(vectors["tuning"]), targets["tuning"])
         if metric not in tried[f"{c:g}"]:
             what = f"the tuning split gives no {metric!r}"
             raise refuse("training.metric_for_best", what, "use loss; auroc needs both classes among its rows")
@@ -77,11 +72,11 @@ def fit_head(
 
 
 def _fitted(
-    standard: np.ndarray, targets: np.ndarray, task: Classes, c: float, seed: int
+    standard: np.ndarray, targets: np.ndarray, outcome: ClassOutcome, c: float, seed: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Coefficients [n_classes, width] and intercepts [n_classes]; of several labels each is fitted by itself."""
-    values = task.weights.values
-    if task.kind == "multilabel":
+    values = outcome.weights.values
+    if outcome.kind == "multilabel":
         each = [
             _one(standard, has, np.where(has, with_it, without), c, seed)
             for has, (without, with_it) in zip(targets.T, values, strict=True)

@@ -16,6 +16,7 @@ from epicrisis.evaluation.calibration import Temperature, apply_temperature
 from epicrisis.evaluation.predictions import check_rows_match, checked
 from epicrisis.evaluation.survival import C_INDEX, IBS, UNO, Censoring
 from epicrisis.settings.problems import refuse
+from epicrisis.tracking.progress import duration
 
 LIFT_SHARE = "oracle_lift_share"
 CALIBRATED = {"brier": "brier_calibrated", "ece": "ece_calibrated"}
@@ -122,6 +123,40 @@ class Judgement:
         return {arm: paired_difference(self.draws[arm], self.draws[baseline], metric) for arm in others}
 
 
+@dataclass(frozen=True)
+class Timing:
+    """How long an arm took in one process: seconds of fitting, and of predicting `n_rows` rows of `n_subjects`.
+
+    continued: parts of the work were there from an earlier attempt, so that it takes longer from the beginning.
+    """
+
+    fit_seconds: float
+    predict_seconds: float
+    n_rows: int
+    n_subjects: int
+    continued: bool = False
+
+    @property
+    def patients_per_second(self) -> float:
+        """Subjects predicted in a second, reading their histories included."""
+        return self.n_subjects / self.predict_seconds
+
+    @property
+    def cells(self) -> tuple[str, str]:
+        """Under `TIMING_HEADINGS`: `2.1 s` or `3:05`, and patients/s; `≥` and `≤` where the work was continued."""
+        least, most = ("≥ ", "≤ ") if self.continued else ("", "")
+        spent = f"{self.fit_seconds:.1f} s" if self.fit_seconds < 60 else duration(self.fit_seconds)
+        return f"{least}{spent}", f"{most}{_three_digits(self.patients_per_second)}"
+
+
+TIMING_HEADINGS = ("fit", "patients/s")
+
+
+def timing_cells(timings: Mapping[str, Timing], arm: str) -> tuple[str, str]:
+    """An arm's cells under `TIMING_HEADINGS`; dashes where it was not timed."""
+    return timings[arm].cells if arm in timings else ("–", "–")
+
+
 def judge(
     predictions_by_arm: Mapping[str, pl.DataFrame],
     rows: pl.DataFrame,
@@ -181,10 +216,12 @@ def _positives(rows: pl.DataFrame) -> dict[str, int]:
     return {name: int(column.sum()) for name, column in label_matrix(rows, classes_of_labels(rows)).to_dict().items()}
 
 
-def results_table(judgement: Judgement, all_metrics: bool = False) -> Table:
+def results_table(
+    judgement: Judgement, all_metrics: bool = False, timings: Mapping[str, Timing] | None = None
+) -> Table:
     """The closing table: arm, AUROC, interval, share of the oracle's lift over 0.5; on demand all metrics.
 
-    Of times to an event the C-index in place of the AUROC.
+    Of times to an event the C-index in place of the AUROC. timings: how long arms took, where that is to be shown.
     """
     scope, headline = judgement.scope, judgement.headline
     others = _further_metrics(judgement) if all_metrics else ()
@@ -192,11 +229,13 @@ def results_table(judgement: Judgement, all_metrics: bool = False) -> Table:
     table = Table(title=title, title_justify="left")
     table.add_column("arm")
     first = "C-index" if headline == C_INDEX else "AUROC"
-    for heading in (first, "95% interval", "share of oracle's lift", *map(_short_heading, others)):
+    last = TIMING_HEADINGS if timings else ()
+    for heading in (first, "95% interval", "share of oracle's lift", *map(_short_heading, others), *last):
         table.add_column(heading, justify="right", no_wrap=True)
     for arm, metrics in judgement.estimates.items():
         first_metric, share = metrics[headline], metrics.get(LIFT_SHARE)
         further = [number(metrics[metric].value) for metric in others]
+        further += timing_cells(timings, arm) if timings else ()
         of_oracle = percent(share.value if share else None)
         table.add_row(arm, number(first_metric.value), interval_text(first_metric), of_oracle, *further)
     return table
@@ -214,11 +253,11 @@ def _short_heading(metric: str) -> str:
     return "C (Uno)" if metric == UNO else metric.upper()
 
 
-def results_text(judgement: Judgement, width: int = 120) -> str:
+def results_text(judgement: Judgement, width: int = 120, timings: Mapping[str, Timing] | None = None) -> str:
     """The closing table with all metrics, and why some are undefined, as plain text for SUMMARY.txt."""
     console = Console(width=width, no_color=True, force_terminal=False)
     with console.capture() as captured:
-        console.print(results_table(judgement, all_metrics=True))
+        console.print(results_table(judgement, all_metrics=True, timings=timings))
     return "\n".join([captured.get().rstrip(), *_footnotes(judgement)])
 
 
@@ -233,6 +272,10 @@ def print_results(judgement: Judgement, console: Console | None = None) -> None:
 def number(value: float | None) -> str:
     """Three decimals, or a word where there is no number."""
     return "undefined" if value is None else f"{value:.3f}"
+
+
+def _three_digits(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def interval_text(estimate: Estimate) -> str:

@@ -46,12 +46,12 @@ def plot_all(predictions_by_arm: Arms, folder: Path, title: str, oracle: str | N
 
 def plot_roc(predictions_by_arm: Arms, title: str, oracle: str | None = "oracle") -> Figure:
     """ROC curves; the legend gives each arm's AUROC, in the order of the arms."""
-    figure = _figure(f"ROC · {title}")
+    figure = new_figure(f"ROC · {title}")
     axes = _unit_square(figure, "false positive rate (1 − specificity)", "true positive rate (sensitivity)")
     if _told_undefined(axes, predictions_by_arm, "auroc"):
         return figure
     axes.plot([0, 1], [0, 1], **GUIDE)
-    for arm, style in _styles(predictions_by_arm, oracle).items():
+    for arm, style in arm_styles(predictions_by_arm, oracle).items():
         labels, probabilities = _columns(predictions_by_arm[arm])
         false_positive_rate, true_positive_rate, _ = roc_curve(labels, probabilities)
         label = _legend_entry(arm, "auroc", labels, probabilities)
@@ -62,11 +62,11 @@ def plot_roc(predictions_by_arm: Arms, title: str, oracle: str | None = "oracle"
 
 def plot_precision_recall(predictions_by_arm: Arms, title: str, oracle: str | None = "oracle") -> Figure:
     """Precision against recall; the grey line is the share of positives, which chance reaches."""
-    figure = _figure(f"Precision-recall · {title}")
+    figure = new_figure(f"Precision-recall · {title}")
     axes = _unit_square(figure, "recall (sensitivity)", "precision (positive predictive value)")
     if _told_undefined(axes, predictions_by_arm, "auprc"):
         return figure
-    for arm, style in _styles(predictions_by_arm, oracle).items():
+    for arm, style in arm_styles(predictions_by_arm, oracle).items():
         labels, probabilities = _columns(predictions_by_arm[arm])
         label = _legend_entry(arm, "auprc", labels, probabilities)
         axes.step(*precision_steps(labels, probabilities), where="pre", label=label, **style)
@@ -80,10 +80,10 @@ def plot_reliability(predictions_by_arm: Arms, title: str, oracle: str | None = 
     """Observed rate against mean probability, a panel per arm: ten bins of equal row count, 95% intervals."""
     n_rows = -(-len(predictions_by_arm) // PANELS_PER_ROW)
     n_columns = min(PANELS_PER_ROW, len(predictions_by_arm))
-    figure = _figure(f"Reliability · {title}", size=(3.1 * max(2, n_columns), 3.0 * n_rows + 0.4))
+    figure = new_figure(f"Reliability · {title}", size=(3.1 * max(2, n_columns), 3.0 * n_rows + 0.4))
     panels = figure.subplots(n_rows, n_columns, sharex=True, sharey=True, squeeze=False).ravel()
     highest = 0.0
-    for axes, (arm, style) in zip(panels, _styles(predictions_by_arm, oracle).items(), strict=False):
+    for axes, (arm, style) in zip(panels, arm_styles(predictions_by_arm, oracle).items(), strict=False):
         highest = max(highest, _draw_reliability(axes, arm, predictions_by_arm[arm], str(style["color"])))
     limit = min(1.0, 1.05 * highest) if highest else 1.0
     panels[0].set(xlim=(-0.03 * limit, 1.03 * limit), ylim=(-0.03 * limit, 1.03 * limit))
@@ -101,7 +101,7 @@ def plot_lengths(bins: pl.DataFrame, title: str) -> Figure:
     `tokens_per_event`) · split · at_least · below · narratives. Where there is nothing to draw, that is told.
     """
     told = bins.partition_by("told", maintain_order=True)
-    figure = _figure(f"Narrative lengths · {title}", size=(9.0, 3.2 * max(1, len(told)) + 0.3))
+    figure = new_figure(f"Narrative lengths · {title}", size=(9.0, 3.2 * max(1, len(told)) + 0.3))
     grid = figure.subplots(max(1, len(told)), 2, squeeze=False)
     for axes in grid.flat:
         axes.spines[["top", "right"]].set_visible(False)
@@ -124,7 +124,7 @@ def plot_lengths(bins: pl.DataFrame, title: str) -> Figure:
 
 def plot_loss(history: pl.DataFrame, title: str) -> Figure:
     """Loss against optimiser steps. history: step · train? · tuning?, null or NaN where there is no figure."""
-    figure = _figure(f"Loss · {title}", size=(6.4, 4.2))
+    figure = new_figure(f"Loss · {title}", size=(6.4, 4.2))
     axes = figure.add_subplot(xlabel="optimiser step", ylabel="loss per supervised token")
     axes.spines[["top", "right"]].set_visible(False)
     for place, name in enumerate(("train", "tuning")):
@@ -146,7 +146,7 @@ def plot_few_shot(results: pl.DataFrame, metric: str, title: str, oracle: str | 
 
     results: rows of the results table. All rows (k empty) stand apart at the right; the oracle is a level line.
     """
-    figure = _figure(f"{metric.upper()} by shots · {title}", size=(7.4, 5.0))
+    figure = new_figure(f"{metric.upper()} by shots · {title}", size=(7.4, 5.0))
     axes = figure.add_subplot(xlabel="train rows of each class (k)", ylabel=metric.upper())
     axes.spines[["top", "right"]].set_visible(False)
     found = curves(results, metric, oracle)
@@ -155,7 +155,7 @@ def plot_few_shot(results: pl.DataFrame, metric: str, title: str, oracle: str | 
     places = {k: float(np.log2(k)) for k in counts}
     places[None] = (max(places.values()) if counts else 0.0) + ALL_ROWS_APART
     arms = dict.fromkeys(found["arm"])
-    for arm, style in _styles(arms, None).items():
+    for arm, style in arm_styles(arms, None).items():
         _draw_curve(axes, arm, found.filter((pl.col("arm") == arm) & pl.col("mean").is_not_null()), places, style)
     known = results.filter((pl.col("arm") == oracle) & (pl.col("metric") == metric) & pl.col("value").is_not_null())
     if known.height:
@@ -182,7 +182,7 @@ def save(figure: Figure, path: Path) -> Path:
     return path
 
 
-def _figure(title: str, size: tuple[float, float] = (6.4, 6.2)) -> Figure:
+def new_figure(title: str, size: tuple[float, float] = (6.4, 6.2)) -> Figure:
     # A Figure of its own, not pyplot's: no window system is asked for, and nothing lives on after saving.
     figure = Figure(figsize=size, layout="constrained")
     FigureCanvasAgg(figure)
@@ -254,7 +254,7 @@ def _draw_reliability(axes: Axes, arm: str, table: pl.DataFrame, colour: str) ->
     return float(max(x.max(), y.max()))
 
 
-def _styles(predictions_by_arm: Iterable[str], oracle: str | None) -> dict[str, dict[str, Any]]:
+def arm_styles(predictions_by_arm: Iterable[str], oracle: str | None) -> dict[str, dict[str, Any]]:
     """{arm: colour, line and width}: the oracle in grey dashes, the others in the palette's order."""
     styles: dict[str, dict[str, Any]] = {}
     rank = 0

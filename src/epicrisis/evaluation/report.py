@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +22,15 @@ from epicrisis.evaluation.few_shot import curve_table, curves, curves_text
 from epicrisis.evaluation.judge import (
     CALIBRATED,
     LIFT_SHARE,
+    TIMING_HEADINGS,
     Judgement,
+    Timing,
     counted,
     interval_text,
     number,
     percent,
     results_text,
+    timing_cells,
 )
 from epicrisis.tracking.run_directory import PATIENT_FIELDS, RunDirectory, plain, replacing
 
@@ -80,6 +83,7 @@ class ReportContent(PageContent):
 
     judgement: from `judge`. canaries: from `canaries`. arm_notes: {arm: what its fitting had to say}. baseline:
     the arm that the others are compared with. few_shot: the results on fewer shots than those of the judgement.
+    rows_fingerprint: of the judged rows and their labels (`rows_fingerprint` in cohort). timings: how long arms took.
     """
 
     judgement: Judgement
@@ -87,6 +91,8 @@ class ReportContent(PageContent):
     arm_notes: Mapping[str, str] = field(default_factory=dict)
     baseline: str | None = None
     few_shot: pl.DataFrame | None = None
+    rows_fingerprint: str | None = None
+    timings: Mapping[str, Timing] = field(default_factory=dict)
 
     @property
     def results(self) -> pl.DataFrame:
@@ -154,7 +160,9 @@ def _judged(content: ReportContent) -> dict[str, Any]:
             (e.n_resamples for metrics in judgement.estimates.values() for e in metrics.values()), default=0
         ),
         "kind": judgement.kind,
-        "results": _results_grid(judgement),
+        "rows_fingerprint": content.rows_fingerprint,
+        "results": _results_grid(judgement, content.timings),
+        "timed": bool(content.timings),
         "classes": _classes_grid(judgement),
         "few_shot": _few_shot_grids(content),
         "undefined": _grid(_with_headings(judgement.undefined)),
@@ -196,6 +204,8 @@ def summary(content: ReportContent) -> dict[str, Any]:
         "n_positive": judgement.n_positive,
         "positives": dict(judgement.positives),
         "n_subjects": judgement.n_subjects,
+        "rows_fingerprint": content.rows_fingerprint,
+        "timing": {arm: _timing(timing) for arm, timing in content.timings.items()},
         "few_shot": _few_shot_figures(content),
         "arms": {
             arm: {metric: _estimate(e) for metric, e in metrics.items()} for arm, metrics in judgement.estimates.items()
@@ -214,7 +224,9 @@ def summary(content: ReportContent) -> dict[str, Any]:
 
 def summary_text(content: ReportContent) -> str:
     """The closing table with what a reader must know beside it, as plain text."""
-    lines = [results_text(content.judgement)]
+    lines = [results_text(content.judgement, timings=content.timings)]
+    if content.rows_fingerprint is not None:
+        lines.append(f"rows: {content.rows_fingerprint}")
     if content.few_shot is not None:
         lines += [curves_text(content.results, metric) for metric in CURVES_OF]
     for canary in content.canaries:
@@ -253,9 +265,21 @@ def _written(value: Any, form: str | None) -> Any:
     return value if value is None or form is None else format(value, form)
 
 
-def _results_grid(judgement: Judgement) -> dict[str, Any]:
-    if judgement.kind == "survival":
-        return _survival_grid(judgement)
+def _timing(timing: Timing) -> dict[str, Any]:
+    return asdict(timing) | {"patients_per_second": timing.patients_per_second}
+
+
+def _results_grid(judgement: Judgement, timings: Mapping[str, Timing]) -> dict[str, Any]:
+    """The metrics of each arm and, where arms were timed, how long they took."""
+    grid = _survival_grid(judgement) if judgement.kind == "survival" else _metrics_grid(judgement)
+    if not timings:
+        return grid
+    rows = [(*row, *timing_cells(timings, row[0])) for row in grid["rows"]]
+    columns, numeric = [*grid["columns"], *TIMING_HEADINGS], [*grid["numeric"], *(True for _ in TIMING_HEADINGS)]
+    return {"columns": columns, "rows": rows, "numeric": numeric}
+
+
+def _metrics_grid(judgement: Judgement) -> dict[str, Any]:
     metrics = [name for name in HEADINGS if any(name in estimates for estimates in judgement.estimates.values())]
     rows = [
         (arm, *(_result_cell(metric, estimates.get(metric)) for metric in metrics))

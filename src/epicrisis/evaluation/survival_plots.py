@@ -10,7 +10,7 @@ import polars as pl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from epicrisis.evaluation.plots import COLOURS, GUIDE, LINES, PANELS_PER_ROW, Arms, _figure, _styles, save
+from epicrisis.evaluation.plots import COLOURS, GUIDE, LINES, PANELS_PER_ROW, Arms, arm_styles, new_figure, save
 from epicrisis.evaluation.survival import kaplan_meier
 from epicrisis.evaluation.survival_predictions import SurvivalArrays, survival_arrays
 
@@ -35,7 +35,7 @@ def plot_calibration(predictions_by_arm: Arms, title: str, oracle: str | None = 
     days = max(float(table["horizon_days"].max() or 0) for table in predictions_by_arm.values())  # type: ignore[arg-type]
     figure, panels = _panels(f"Calibration at {days:g} days · {title}", predictions_by_arm)
     highest = 0.0
-    for axes, (arm, style) in zip(panels, _styles(predictions_by_arm, oracle).items(), strict=False):
+    for axes, (arm, style) in zip(panels, arm_styles(predictions_by_arm, oracle).items(), strict=False):
         curve = calibration_curve(survival_arrays(predictions_by_arm[arm]))
         axes.plot([0, 1], [0, 1], **GUIDE)
         axes.set_title(arm, loc="left", fontsize=8.5)
@@ -55,7 +55,7 @@ def plot_calibration(predictions_by_arm: Arms, title: str, oracle: str | None = 
 def plot_thirds(predictions_by_arm: Arms, title: str, oracle: str | None = "oracle") -> Figure:
     """Kaplan–Meier curves of the rows in thirds of predicted risk, a panel per arm."""
     figure, panels = _panels(f"Kaplan–Meier by thirds of risk · {title}", predictions_by_arm)
-    for axes, arm in zip(panels, _styles(predictions_by_arm, oracle), strict=False):
+    for axes, arm in zip(panels, arm_styles(predictions_by_arm, oracle), strict=False):
         rows = survival_arrays(predictions_by_arm[arm])
         axes.set_title(arm, loc="left", fontsize=8.5)
         for place, (name, third) in enumerate(zip(THIRDS, thirds(rows.risk), strict=True)):
@@ -101,7 +101,7 @@ def thirds(risk: np.ndarray) -> list[np.ndarray]:
 def _panels(title: str, predictions_by_arm: Arms) -> tuple[Figure, list[Axes]]:
     """One panel for each arm; those that are left over are hidden."""
     n_rows, n_columns = -(-len(predictions_by_arm) // PANELS_PER_ROW), min(PANELS_PER_ROW, len(predictions_by_arm))
-    figure = _figure(title, size=(3.4 * max(2, n_columns), 3.2 * n_rows + 0.4))
+    figure = new_figure(title, size=(3.4 * max(2, n_columns), 3.2 * n_rows + 0.4))
     panels = list(figure.subplots(n_rows, n_columns, sharex=True, sharey=True, squeeze=False).ravel())
     for axes in panels:
         axes.spines[["top", "right"]].set_visible(False)

@@ -7,7 +7,7 @@ from epicrisis.settings.schema import Settings
 
 GRADIENT_FREE = ("oracle", "logistic_regression", "random_forest", "xgboost", "lightgbm")
 """Arms that read no batches."""
-LEARNERS = ("llm", "structured", "oracle")
+LEARNERS = ("llm", "encoder", "event_encoder", "structured", "behrt", "exmed_bert", "oracle")
 """Arms that know times to an event; the others tell classes apart."""
 
 

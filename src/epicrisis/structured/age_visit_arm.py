@@ -17,7 +17,6 @@ from safetensors.torch import load_file
 from torch import nn
 
 from epicrisis.cohort import History
-from epicrisis.cohort.task import TaskKind, classes_of_labels, kind_of_labels
 from epicrisis.narrative import Lookups
 from epicrisis.settings import Settings, refuse
 from epicrisis.structured.age_visit_lessons import RecordLesson
@@ -30,11 +29,10 @@ from epicrisis.structured.pretrain import autocast_of
 from epicrisis.structured.store import save_model
 from epicrisis.tracking.progress import say
 from epicrisis.training.checkpoints import Checkpoints
-from epicrisis.training.class_losses import class_metrics, class_probabilities, fitted_weights, targets_of
-from epicrisis.training.class_weights import ClassWeights
 from epicrisis.training.device import make_accelerator
 from epicrisis.training.lessons import Lesson
 from epicrisis.training.loop import train
+from epicrisis.training.outcome import Outcome, completed, load_outcome, outcome_for, row_metrics, row_predictions
 from epicrisis.training.sharding import full
 
 MODEL = "model"
@@ -69,28 +67,29 @@ class FittedAgeVisit:
     reader: Reader
     module: Classifier
     accelerator: Accelerator
-    kind: TaskKind
-    classes: tuple[str, ...]
-    weights: ClassWeights
+    outcome: Outcome
     directory: Path
 
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The task's classes, in the order of the probabilities; of a time to an event its risk and horizons."""
+        return self.outcome.columns
+
     def predict(self, rows: pl.DataFrame, history: History) -> np.ndarray:
-        """Probabilities [n_rows, n_classes] in the order of `rows` and of the classes."""
+        """float64 [n_rows, n_columns] in the order of `rows` and of `classes`."""
         shape = self.module.body.shape
         records = self.reader.read(rows, history, shape, self.directory / "sequences" / "judged")
-        lesson = RecordLesson(records, self.weights)
-        corrected = self.settings.model.prior_correction
-        self.module.eval()
-        return class_probabilities(self.module, lesson, READING_SIZE, self.accelerator, corrected=corrected)
+        lesson = RecordLesson(records, self.outcome)
+        return row_predictions(self.module.eval(), lesson, READING_SIZE, self.accelerator)
 
     def save(self, directory: Path) -> None:
         """`model/`: all weights, those of adapters too, the tokenizer, and what else `load` needs."""
+        outcome = self.outcome.saved()
         about = {
             "arm": self.settings.arm,
             "stage": "classify",
-            "task": self.kind,
-            "classes": self.classes,
-            "class_weights": self.weights.values.tolist(),
+            "task": outcome.pop("kind"),
+            **outcome,
             **_body_facts(self.module.body, self.reader),
         }
         save_model(directory / MODEL, _state(self.module), about, self.reader.coder.tokenizer)
@@ -117,8 +116,8 @@ class AgeVisitArm(ABC):
         """The kind of each code; None where the body embeds none."""
 
     @abstractmethod
-    def head(self, shape: BodyShape, n_classes: int) -> nn.Module:
-        """What classifies, untrained."""
+    def head(self, shape: BodyShape, n_outputs: int) -> nn.Module:
+        """What gives an outcome's logits, untrained."""
 
     @abstractmethod
     def objective(
@@ -157,29 +156,27 @@ class AgeVisitArm(ABC):
         """Train on the train rows, watching tuning. `rows` holds both splits."""
         settings, training = self.settings, self.settings.training
         accelerator = make_accelerator(training)
-        kind, classes = kind_of_labels(rows), classes_of_labels(rows)
+        outcome = outcome_for(settings, rows)
         reader, body = self._body(rows, history, run, accelerator)
         splits = {split: split_of(rows, split) for split in ("train", "tuning")}
-        weights = fitted_weights(training.class_weights, splits["train"], kind, classes)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(training.seed)
-            module = Classifier(body, self.head(body.shape, len(classes)))
+            module = Classifier(body, self.head(body.shape, outcome.n_outputs))
         lessons = {
             split: RecordLesson(
                 reader.read(own, history, body.shape, run.dir / "sequences" / split),
-                weights,
-                targets_of(own, kind, classes),
+                outcome,
+                outcome.targets(own),
             )
             for split, own in splits.items()
         }
-        corrected = settings.model.prior_correction
 
         def evaluate(module: nn.Module) -> dict[str, float]:
-            found = class_probabilities(module, lessons["tuning"], READING_SIZE, accelerator, corrected=corrected)
-            return class_metrics(found, lessons["tuning"].targets, weights, corrected=corrected)
+            return row_metrics(module, lessons["tuning"], READING_SIZE, accelerator)
 
         learn(module, lessons["train"], settings, accelerator, run, evaluate)
-        return FittedAgeVisit(settings, reader, module.eval(), accelerator, kind, classes, weights, run.dir)
+        outcome = completed(module, lessons["train"], READING_SIZE, accelerator)
+        return FittedAgeVisit(settings, reader, module.eval(), accelerator, outcome, run.dir)
 
     def load(self, directory: Path) -> FittedAgeVisit:
         """What `save` wrote. InputError for a folder of another arm or shape."""
@@ -188,12 +185,12 @@ class AgeVisitArm(ABC):
         reader = load_reader(folder / "tokenizer", about["regions"], self.lookups, accelerator)
         body = self._empty_body(reader, about, load_file(folder / "model.safetensors"))
         self.prepare(body, pretrained=self.keys.pretrained is not None)
-        classes = tuple(about["classes"])
-        module = Classifier(body, self.head(body.shape, len(classes)))
+        outcome = load_outcome({**about, "kind": about["task"]}, self.settings)
+        module = Classifier(body, self.head(body.shape, outcome.n_outputs))
         _load_state(module, load_file(folder / "model.safetensors"), folder)
-        weights = ClassWeights(np.asarray(about["class_weights"]))
-        module.to(accelerator.device).eval()
-        return FittedAgeVisit(self.settings, reader, module, accelerator, about["task"], classes, weights, directory)
+        return FittedAgeVisit(
+            self.settings, reader, module.to(accelerator.device).eval(), accelerator, outcome, directory
+        )
 
     def pretrain(self, rows: pl.DataFrame, history: History, run: Run) -> dict[str, float]:
         """Pretrain on the rows' visible records; writes `<run>/model/`, adapters merged.

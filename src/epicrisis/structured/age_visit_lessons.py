@@ -1,4 +1,4 @@
-"""What the models of added embeddings learn from records: classes, masked codes, the next visit's codes."""
+"""What the models of added embeddings learn from records: what becomes of them, masked codes, the next visit's codes."""
 
 from __future__ import annotations
 
@@ -12,8 +12,7 @@ from torch import nn
 
 from epicrisis.structured.age_visit_records import MASK, AgeVisitBatch, Records
 from epicrisis.structured.vocabulary import SPECIALS
-from epicrisis.training.class_losses import loss_of
-from epicrisis.training.class_weights import ClassWeights
+from epicrisis.training.outcome import Outcome
 
 N_SPECIALS = len(SPECIALS)
 _KEPT, _DRAWN = 0.1, 0.2
@@ -21,14 +20,14 @@ _KEPT, _DRAWN = 0.1, 0.2
 
 
 class RecordLesson:
-    """Records and their classes; an item is a row of the cohort.
+    """Records and what becomes of them; an item is a row of the cohort.
 
-    targets: as `class_losses.targets_of` gives them, None where only predictions are wanted.
+    targets: as `outcome` gives them, None where only predictions are wanted.
     """
 
-    def __init__(self, records: Records, weights: ClassWeights, targets: np.ndarray | None = None):
+    def __init__(self, records: Records, outcome: Outcome, targets: np.ndarray | None = None):
         self.records = records
-        self.weights = weights
+        self.outcome = outcome
         self._targets = targets
 
     @property
@@ -60,7 +59,7 @@ class RecordLesson:
 
     def loss_sum(self, module: nn.Module, batch: AgeVisitBatch, items: Sequence[int]) -> torch.Tensor:
         targets = torch.as_tensor(self.targets[list(items)], device=batch.tokens.device)
-        return loss_of(module(batch), targets, self.weights)
+        return self.outcome.loss(module(batch), targets)
 
 
 class MaskedLesson:

@@ -192,7 +192,7 @@ class RecordHead(nn.Module):
 
 
 class Classifier(nn.Module):
-    """A body and a head: class logits [n, n_classes] of a batch."""
+    """A body and a head: an outcome's logits [n, n_outputs] of a batch."""
 
     def __init__(self, body: AgeVisitBody, head: nn.Module):
         super().__init__()

@@ -44,8 +44,8 @@ class BehrtArm(AgeVisitArm):
     def entities(self, tokens: tuple[str, ...]) -> np.ndarray | None:
         return None
 
-    def head(self, shape: BodyShape, n_classes: int) -> nn.Module:
-        return RecordHead(shape, n_classes)
+    def head(self, shape: BodyShape, n_outputs: int) -> nn.Module:
+        return RecordHead(shape, n_outputs)
 
     def begun(self, tokens: tuple[str, ...], n_dims: int) -> InitialVectors | None:
         path, settings = self.keys.embedding_path, self.settings

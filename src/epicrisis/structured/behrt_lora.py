@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 from peft import LoraConfig, inject_adapter_in_model
-from peft.tuners.lora import LoraLayer
+from peft.tuners.lora import Linear
 from torch import nn
 
 from epicrisis.settings.embedded_codes_section import BehrtSettings
@@ -33,7 +33,7 @@ def merged_state(module: nn.Module) -> dict[str, torch.Tensor]:
     """All weights by the names that they have without adapters, what these add being added."""
     state = {name: tensor for name, tensor in module.state_dict().items() if ".lora_" not in name}
     for name, layer in module.named_modules():
-        if isinstance(layer, LoraLayer):
+        if isinstance(layer, Linear):
             weight = f"{name}.base_layer.weight"
             state[weight] = state[weight] + layer.get_delta_weight("default")
     return {name.replace(".base_layer.", "."): tensor.detach() for name, tensor in state.items()}

@@ -62,8 +62,8 @@ class ExmedArm(AgeVisitArm):
     def entities(self, tokens: tuple[str, ...]) -> np.ndarray | None:
         return entities_of(tokens, self.lookups)
 
-    def head(self, shape: BodyShape, n_classes: int) -> nn.Module:
-        return make_head(self.keys.head, shape, n_classes)
+    def head(self, shape: BodyShape, n_outputs: int) -> nn.Module:
+        return make_head(self.keys.head, shape, n_outputs)
 
     def initialise(self, body: AgeVisitBody) -> None:
         for module in body.layers.modules():

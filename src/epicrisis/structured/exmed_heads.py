@@ -1,4 +1,4 @@
-"""What classifies states: a layer on [CLS], or a recurrent network over all of them (Lentzen et al. 2023)."""
+"""What gives logits of states: a layer on [CLS], or a recurrent network over all of them (Lentzen et al. 2023)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ HeadName = Literal["ffn", "gru", "lstm"]
 
 
 class RecurrentHead(nn.Module):
-    """A GRU or LSTM that reads the states in order; class logits off its last state. Pads are not read."""
+    """A GRU or LSTM that reads the states in order; logits off its last state. Pads are not read."""
 
     def __init__(self, shape: BodyShape, n_outputs: int, kind: Literal["gru", "lstm"]):
         super().__init__()

@@ -28,12 +28,13 @@ PRODUCTS = (
     "results.csv",
     "summary.json",
     "SUMMARY.txt",
+    "timing.json",
     "report.html",
     "predictions",
     "plots",
 )
 PRODUCTS_OF_TRAINING = (
-    *("checkpoints", "adapters", "model", "snapshots", "sequences", "embeddings"),
+    *("checkpoints", "adapters", "model", "snapshots", "sequences", "embeddings", "judged"),
     *("code_vectors.csv", "fused", "stamps"),
 )
 PACKAGES = (
@@ -110,6 +111,11 @@ class RunDirectory:
     @property
     def summary_text(self) -> Path:
         return self.path / "SUMMARY.txt"
+
+    @property
+    def timing(self) -> Path:
+        """How long fitting and predicting took."""
+        return self.path / "timing.json"
 
     @property
     def report(self) -> Path:
