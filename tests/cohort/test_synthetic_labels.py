@@ -50,7 +50,9 @@ def test_a_time_to_event_is_a_survival_task(dataset: Path) -> None:
     written = pl.read_parquet(dataset / "labels" / "time_to_event" / "*.parquet")
     assert (cohort.task.kind, cohort.task.classes) == ("survival", ())
     assert cohort.rows["label"].struct.field("observed").sum() == written["event_observed"].sum() > 0
-    assert cohort.rows["label"].struct.field("days").sum() == pytest.approx(written["float_value"].cast(pl.Float64).sum())
+    assert cohort.rows["label"].struct.field("days").sum() == pytest.approx(
+        written["float_value"].cast(pl.Float64).sum()
+    )
 
 
 def test_index_dates_are_read_with_a_cutoff(dataset: Path) -> None:

@@ -298,6 +298,17 @@ def test_the_written_risk_is_a_function_of_the_visible_record(cohort: Path, visi
     np.testing.assert_allclose(both["true_risk"], both["true_risk_recomputed"], rtol=1e-12)
 
 
+def test_the_control_outcome_knows_no_order_no_time_and_no_value(cohort: Path, visible: pl.DataFrame) -> None:
+    written = table(cohort, "oracle", "order_free")
+    known = visible.with_columns(numeric_value=pl.lit(0.0, pl.Float32))
+    undated = known.filter(pl.col("code") != "MEDS_BIRTH").with_columns(pl.col("time").reverse().over(ROW))
+    shuffled = pl.concat([known.filter(pl.col("code") == "MEDS_BIRTH"), undated.reverse()])
+    both = written.join(outcomes.presence_risk(shuffled), on=ROW, suffix="_again")
+    assert both.height == SUBJECTS
+    np.testing.assert_allclose(both["true_risk"], both["true_risk_again"], rtol=1e-12)
+    assert written["true_risk"].n_unique() > 100
+
+
 def test_the_written_stay_risks_are_functions_of_the_visible_record(cohort: Path, events: pl.DataFrame) -> None:
     written = table(cohort, "oracle", "in_hospital_mortality")
     signs = outcomes.admission_signs(seen(events, written))
@@ -310,7 +321,12 @@ def test_the_written_stay_risks_are_functions_of_the_visible_record(cohort: Path
 
 @pytest.mark.parametrize(
     ("task", "lowest", "highest"),
-    [("cancer", 0.85, 0.88), ("in_hospital_mortality", 0.78, 0.88), ("prolonged_stay", 0.74, 0.84)],
+    [
+        ("cancer", 0.85, 0.88),
+        ("order_free", 0.74, 0.82),
+        ("in_hospital_mortality", 0.78, 0.88),
+        ("prolonged_stay", 0.74, 0.84),
+    ],
 )
 def test_the_oracle_is_good_and_calibrated(cohort: Path, task: str, lowest: float, highest: float) -> None:
     rows = with_risk(cohort, task)

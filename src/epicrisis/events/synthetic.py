@@ -45,6 +45,7 @@ _BOOLEAN = pa.schema([*_ROW, ("boolean_value", pa.bool_())])
 _CATEGORICAL = pa.schema([*_ROW, ("categorical_value", pa.string())])
 LABELS = {
     "cancer": _BOOLEAN,
+    "order_free": _BOOLEAN,
     "in_hospital_mortality": _BOOLEAN,
     "length_of_stay": _CATEGORICAL,
     "prolonged_stay": _BOOLEAN,

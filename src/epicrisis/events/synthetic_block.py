@@ -58,10 +58,11 @@ class Block:
 
 @dataclass(frozen=True)
 class Risks:
-    """True risks of a block: cancer (subject_id, prediction_time, hazard, true_risk); chapters: subjects × CHAPTERS;
-    death and stay: per admission."""
+    """True risks of a block: cancer (subject_id, prediction_time, hazard, true_risk); presence (without a hazard);
+    chapters: subjects × CHAPTERS; death and stay: per admission."""
 
     cancer: pl.DataFrame
+    presence: pl.DataFrame
     chapters: np.ndarray
     death: np.ndarray
     stay: np.ndarray
@@ -69,12 +70,13 @@ class Risks:
 
 def simulate_block(seed: int, number: int, vocabulary: Vocabulary, mean_visits: float, novel: float) -> Block:
     """The block `number` of the cohort with this seed. Its first subject has the id number × BLOCK_SUBJECTS + 1."""
-    streams = np.random.SeedSequence(seed, spawn_key=(number,)).spawn(7)
+    streams = np.random.SeedSequence(seed, spawn_key=(number,)).spawn(8)
     rng = [np.random.default_rng(stream) for stream in streams]
     people = draw_people(rng[0], BLOCK_SUBJECTS)
     past, haemoglobin = history(rng[1], people, vocabulary, mean_visits, novel)
     visible = at(past, np.arange(len(people)), people.landmark)
     cancer = outcomes.cancer_risk(outcomes.cancer_signs(visible))
+    presence = outcomes.presence_risk(visible)
     signs = outcomes.diagnosis_signs(visible, vocabulary)
     chapters = outcomes.chapter_risk(signs, vocabulary)
     course = draw_course(rng[2], people, cancer["hazard"].to_numpy(), chapters)
@@ -84,7 +86,7 @@ def simulate_block(seed: int, number: int, vocabulary: Vocabulary, mean_visits: 
     admitted = first_day(rng[4], people, admissions, vocabulary)
     known = merge(past, after, admitted)
     stay_signs = outcomes.admission_signs(at(known, admissions.subject, admissions.prediction_time))
-    risks = Risks(cancer, chapters, outcomes.death_risk(stay_signs), outcomes.stay_probabilities(stay_signs))
+    risks = Risks(cancer, presence, chapters, outcomes.death_risk(stay_signs), outcomes.stay_probabilities(stay_signs))
     stays = draw_stays(rng[5], risks.death, risks.stay)
     events = merge(known, rest_of_stay(rng[5], people, admissions, stays, vocabulary))
 
@@ -92,7 +94,7 @@ def simulate_block(seed: int, number: int, vocabulary: Vocabulary, mean_visits: 
         events=events,
         index_dates=_index_dates(course),
         splits=_splits(rng[6]),
-        labels=_cohort_labels(people, course) | _stay_labels(admissions, stays),
+        labels=_cohort_labels(people, course) | _control_labels(rng[7], presence) | _stay_labels(admissions, stays),
         oracle=_cohort_oracle(people, risks) | _stay_oracle(admissions, risks),
     )
     return _with_ids(block, number * BLOCK_SUBJECTS + 1)
@@ -131,6 +133,12 @@ def _cohort_labels(people: People, course: Course) -> dict[str, pl.DataFrame]:
     }
 
 
+def _control_labels(rng: np.random.Generator, presence: pl.DataFrame) -> dict[str, pl.DataFrame]:
+    """An outcome that is no event of the record: drawn from what is on record at the landmark, in whatever order."""
+    happens = rng.random(presence.height) < presence["true_risk"].to_numpy()
+    return {"order_free": presence.select("subject_id", "prediction_time", boolean_value=pl.Series(happens))}
+
+
 def _one_line_per_chapter(people: People, news: np.ndarray) -> pl.DataFrame:
     """A line for each new chapter of a subject; a subject without any has one line with a null in it."""
     subject, chapter = np.nonzero(np.column_stack([news, ~news.any(axis=1)]))
@@ -145,7 +153,7 @@ def _cohort_oracle(people: People, risks: Risks) -> dict[str, pl.DataFrame]:
     subject = np.repeat(np.arange(len(people)), len(CHAPTER_TITLES))
     titles = pl.Series(CHAPTER_TITLES * len(people), dtype=pl.String)
     news = _rows(subject, people.landmark[subject], true_risk=chapters.ravel()).with_columns(titles.alias("class"))
-    return {"cancer": cancer, "time_to_event": cancer, "diagnoses": news}
+    return {"cancer": cancer, "time_to_event": cancer, "diagnoses": news, "order_free": risks.presence}
 
 
 def _stay_labels(admissions: Admissions, stays: Stays) -> dict[str, pl.DataFrame]:

@@ -44,6 +44,19 @@ class CancerEffects:
 
 
 @dataclass(frozen=True)
+class PresenceEffects:
+    """Effects on the log odds of the control outcome: age, and whether something was ever recorded at all."""
+
+    base: float = -1.8
+    decade: float = 0.5
+    diabetes: float = 1.1
+    kidney: float = 1.2
+    lung: float = 1.1
+    polyp: float = 1.0
+    family: float = 0.8
+
+
+@dataclass(frozen=True)
 class DeathEffects:
     """Effects on the log odds of death during the stay, of what is known a day after admission.
 
@@ -93,7 +106,7 @@ CHAPTER_DRIVERS: dict[str, dict[str, float]] = {
 RECENT_CHAPTER = 0.9
 """Of a diagnosis in the same chapter within the last year; an older one counts for nothing."""
 
-CANCER, DEATH, STAY = CancerEffects(), DeathEffects(), StayEffects()
+CANCER, PRESENCE, DEATH, STAY = CancerEffects(), PresenceEffects(), DeathEffects(), StayEffects()
 
 
 def sigmoid(log_odds: np.ndarray) -> np.ndarray:
@@ -102,6 +115,11 @@ def sigmoid(log_odds: np.ndarray) -> np.ndarray:
 
 def _code(*codes: str) -> pl.Expr:
     return pl.col("code").is_in(codes)
+
+
+def _category(category: str) -> pl.Expr:
+    """Any diagnosis of this ICD-10 category."""
+    return pl.col("code").str.starts_with(words.ICD + category)
 
 
 def _age() -> pl.Expr:
@@ -156,6 +174,24 @@ def cancer_risk(signs: pl.DataFrame) -> pl.DataFrame:
         effects = effects + getattr(CANCER, sign) * pl.col(sign).cast(pl.Float64)
     hazard = (CANCER.base + effects).exp()
     return signs.select(*ROW, hazard=hazard, true_risk=1 - (-hazard).exp())
+
+
+def presence_risk(visible: pl.DataFrame) -> pl.DataFrame:
+    """subject_id · prediction_time · true_risk of the control outcome, which no order, time or value changes."""
+    ever = {
+        "diabetes": _category("E11"),
+        "kidney": _category("N18"),
+        "lung": _category("J44"),
+        "polyp": _code(words.POLYP),
+        "family": _code(words.FAMILY_HISTORY),
+    }
+    signs = visible.group_by(ROW, maintain_order=True).agg(
+        age=_age(), **{name: seen.any().cast(pl.Float64) for name, seen in ever.items()}
+    )
+    effects = PRESENCE.decade * (pl.col("age") - 60) / 10
+    for name in ever:
+        effects = effects + getattr(PRESENCE, name) * pl.col(name)
+    return signs.select(*ROW, true_risk=1 / (1 + (-(PRESENCE.base + effects)).exp()))
 
 
 def admission_signs(visible: pl.DataFrame) -> pl.DataFrame:
