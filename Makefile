@@ -1,5 +1,6 @@
 # make install   a virtual environment in .venv with the pinned packages
 # make demo      the whole road on 2,000 synthetic patients
+# make results   the tables of docs/results.md, on open data that lies in DATA (default ../shared/data)
 # make test      all tests
 # make lint      formatting, lint, types, who may import whom
 
@@ -7,7 +8,7 @@ PYTHON ?= python3
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: install install-unsloth demo test lint
+.PHONY: install install-unsloth demo results test lint
 
 install: .venv/installed
 
@@ -24,6 +25,9 @@ install-unsloth: install
 
 demo: install
 	bash scripts/demo.sh
+
+results: install
+	bash scripts/results.sh
 
 test: install
 	pytest
