@@ -102,14 +102,22 @@ def _place(arm: str) -> str:
 
 def arm_settings(settings: Settings, tree: dict[str, Any], arm: ArmSettings) -> Settings:
     """The benchmark's settings with the arm's own on top, and a run directory of its own."""
-    own = parse_overrides([f"{key}={value}" for key, value in arm.overrides.items() if "." in key])
-    own = merge(own, {key: value for key, value in arm.overrides.items() if "." not in key})
+    own: dict[str, Any] = {}
+    for key, value in arm.overrides.items():
+        own = merge(own, _nested(key, value))
     shared = [key for key in own if key in _SHARED]
     if shared:
         raise InputError([Problem("overrides", f"changes `{key}`", "set it once for all arms") for key in shared])
     place = {"training": {"output_dir": str(arm_path(settings, arm))}}
     base = {key: value for key, value in tree.items() if key != "benchmark"}
     return settings_from(merge(merge({"stage": "classify", **base}, own), place))
+
+
+def _nested(key: str, value: Any) -> dict[str, Any]:
+    """`a.b: 1` as `a: {b: 1}`."""
+    for part in reversed(key.split(".")):
+        value = {part: value}
+    return value
 
 
 def _on(settings: Settings, draw: Draw) -> Settings:
