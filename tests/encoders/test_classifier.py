@@ -20,6 +20,7 @@ from epicrisis.encoders.pooling import pool_tokens, pool_windows
 from epicrisis.encoders.windows import Frame, Reading, frame_of, lay
 from epicrisis.settings import InputError
 from epicrisis.training.class_weights import ClassWeights
+from epicrisis.training.outcome import ClassOutcome
 from tests.encoders.conftest import TEXTS
 
 FRAME = Frame((1,), (2,), 0, 9)
@@ -42,7 +43,9 @@ def made(settings, bert, accelerator):
 
 
 def lesson(tokens, reading, targets=None, n_classes=2, multilabel=False) -> NarrativeRows:
-    return NarrativeRows(tokens, reading, ClassWeights.even(n_classes, multilabel=multilabel), targets)
+    weights = ClassWeights.even(n_classes, multilabel=multilabel)
+    kind = "multilabel" if multilabel else "multiclass"
+    return NarrativeRows(tokens, reading, ClassOutcome(kind, tuple("abc"[:n_classes]), weights), targets)
 
 
 def trained(module: torch.nn.Module) -> dict[str, torch.Tensor]:

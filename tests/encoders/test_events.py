@@ -18,6 +18,7 @@ from epicrisis.encoders.event_table import EventTable, NumberScales, read_events
 from epicrisis.encoders.events import pretrain
 from epicrisis.settings import InputError
 from epicrisis.training.class_weights import ClassWeights
+from epicrisis.training.outcome import ClassOutcome
 from tests.encoders.conftest import Log, fitted
 
 KEYS = pl.DataFrame({"subject_id": [1, 2, 3]})
@@ -48,7 +49,8 @@ def body(settings, model: str = "encoder", **changes) -> EventBody:
 @pytest.mark.parametrize("model", DIMENSIONS)
 def test_gradients_reach_every_tensor_and_one_batch_is_overfitted(model, pooling, settings) -> None:
     module = RecordClassifier(body(settings, model, **{"encoder.pooling": pooling}), 16, 2, 0.0, 0).train()
-    rows = EventRows(events(), 24, ClassWeights.even(2), np.array([0, 1, 1]))
+    outcome = ClassOutcome("binary", ("false", "true"), ClassWeights.even(2))
+    rows = EventRows(events(), 24, outcome, np.array([0, 1, 1]))
     items, optimizer = [0, 1, 2], torch.optim.AdamW(module.parameters(), lr=2e-2)
     rows.loss_sum(module, rows.collate(items), items).backward()
     assert [name for name, p in module.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0] == []

@@ -10,13 +10,13 @@ import pytest
 from sklearn.linear_model import LogisticRegression
 
 from epicrisis.encoders.base import load_encoder, load_tokenizer
-from epicrisis.encoders.classes import Classes
 from epicrisis.encoders.classifier import RecordEncoder
 from epicrisis.encoders.embeddings import Embedded, embed_narratives, ids_fingerprint
 from epicrisis.encoders.linear import LinearHead, fit_head
 from epicrisis.encoders.windows import Reading, frame_of
 from epicrisis.settings import InputError
 from epicrisis.training.class_weights import ClassWeights
+from epicrisis.training.outcome import ClassOutcome
 from tests.encoders.conftest import Log, fitted
 
 DRAWS = np.random.default_rng(0)
@@ -29,15 +29,15 @@ TARGETS = {
 }
 
 
-def task(kind: str, asked="none") -> Classes:
+def task(kind: str, asked="none", corrected: bool = False) -> ClassOutcome:
     n = {"binary": 2, "multiclass": 3, "multilabel": 3}[kind]
-    return Classes(kind, tuple("abc"[:n]), ClassWeights.fit(asked, TARGETS[kind]))
+    return ClassOutcome(kind, tuple("abc"[:n]), ClassWeights.fit(asked, TARGETS[kind]), corrected)
 
 
-def head(kind: str, asked="none", metric: str = "auroc", corrected: bool = False) -> tuple[LinearHead, dict]:
+def head(kind: str, asked="none", metric: str = "auroc") -> tuple[LinearHead, dict]:
     vectors = {"train": VECTORS[:150], "tuning": VECTORS[150:]}
     targets = {"train": TARGETS[kind][:150], "tuning": TARGETS[kind][150:]}
-    return fit_head(vectors, targets, task(kind, asked), metric=metric, corrected=corrected, seed=0)
+    return fit_head(vectors, targets, task(kind, asked), metric=metric, seed=0)
 
 
 @pytest.mark.parametrize("kind", TARGETS)
@@ -46,7 +46,7 @@ def test_its_probabilities_are_scikit_learns_and_c_is_the_best_on_tuning(kind) -
     c = float(min(tried, key=lambda name: tried[name]["loss"]))
     centre, scale = VECTORS[:150].mean(axis=0), VECTORS[:150].std(axis=0)
     standard, rest = (VECTORS[:150] - centre) / scale, (VECTORS[150:] - centre) / scale
-    ours = found.probabilities(VECTORS[150:], task(kind).weights, corrected=False)
+    ours = task(kind).predictions(found.logits(VECTORS[150:]))
     model = LogisticRegression(C=c, max_iter=2000)
     if kind == "multilabel":
         each = [model.fit(standard, has).predict_proba(rest)[:, 1] for has in TARGETS[kind][:150].T]
@@ -58,10 +58,9 @@ def test_its_probabilities_are_scikit_learns_and_c_is_the_best_on_tuning(kind) -
 def test_weights_move_probabilities_and_the_correction_brings_them_back() -> None:
     rare = (1.0, 20.0)
     plain, weighted = head("binary")[0], head("binary", rare)[0]
-    weights = task("binary", rare).weights
-    without = plain.probabilities(VECTORS, task("binary").weights, corrected=False)[:, 1].mean()
-    told = weighted.probabilities(VECTORS, weights, corrected=False)[:, 1].mean()
-    corrected = weighted.probabilities(VECTORS, weights, corrected=True)[:, 1].mean()
+    without = task("binary").predictions(plain.logits(VECTORS))[:, 1].mean()
+    told = task("binary", rare).predictions(weighted.logits(VECTORS))[:, 1].mean()
+    corrected = task("binary", rare, corrected=True).predictions(weighted.logits(VECTORS))[:, 1].mean()
     assert told > without + 0.2
     assert abs(corrected - without) < abs(told - without) / 3
 
@@ -70,7 +69,7 @@ def test_a_metric_that_tuning_does_not_give_is_refused() -> None:
     vectors = {"train": VECTORS[:150], "tuning": VECTORS[150:]}
     targets = {"train": TARGETS["binary"][:150], "tuning": np.zeros(50, dtype=np.int64)}
     with pytest.raises(InputError, match=r"training\.metric_for_best"):
-        fit_head(vectors, targets, task("binary"), metric="auroc", corrected=False, seed=0)
+        fit_head(vectors, targets, task("binary"), metric="auroc", seed=0)
 
 
 def test_each_text_is_embedded_once_and_what_is_kept_is_read_back(tmp_path: Path) -> None:

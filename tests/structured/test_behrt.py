@@ -21,9 +21,11 @@ from epicrisis.structured.behrt import SIZES, behrt_shape, pretrain
 from epicrisis.structured.behrt_lora import add_lora, merged_state
 from epicrisis.structured.sequences import Sequences
 from epicrisis.training.class_weights import ClassWeights
+from epicrisis.training.outcome import ClassOutcome
 from tests.structured.behrt_cohort import NOW, Log, lookups, open_cohort, settings, write_cohort
 
 N_CODES = N_SPECIALS + 12
+THREE = ClassOutcome("multiclass", ("a", "b", "c"), ClassWeights.even(3))
 SHAPE = BodyShape(8, 16, 1, 2, 32, 12, "years", 0.0)
 
 
@@ -139,7 +141,7 @@ def fit_once(module: torch.nn.Module, lesson, steps: int, rate: float = 1e-2) ->
 
 
 def test_one_batch_is_learnt_by_heart() -> None:
-    lesson = RecordLesson(ROWS, ClassWeights.even(3), np.array([0, 1, 2]))
+    lesson = RecordLesson(ROWS, THREE, np.array([0, 1, 2]))
     assert fit_once(Classifier(body(), RecordHead(SHAPE, 3)), lesson, 60)[-1] < 0.05
 
 
@@ -236,7 +238,7 @@ def test_adapters_do_something_and_nothing_else_moves(feed_forward: bool, tmp_pa
     adapters = {name for name, _ in model.named_parameters() if ".lora_" in name}
     assert len(adapters) == 2 * (6 if feed_forward else 4)
     start = {name: weight.detach().clone() for name, weight in model.named_parameters()}
-    lesson = RecordLesson(ROWS, ClassWeights.even(3), np.array([0, 1, 2]))
+    lesson = RecordLesson(ROWS, THREE, np.array([0, 1, 2]))
     fit_once(model, lesson, 4)
     moved = {name for name, weight in model.named_parameters() if not torch.equal(weight, start[name])}
     layers = {name for name in start if name.startswith("body.layers.")}

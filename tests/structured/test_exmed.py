@@ -29,6 +29,7 @@ from epicrisis.structured.exmed_plos import (
 from epicrisis.structured.sequences import Sequences
 from epicrisis.structured.vocabulary import SPECIALS
 from epicrisis.training.class_weights import ClassWeights
+from epicrisis.training.outcome import ClassOutcome
 from tests.structured.behrt_cohort import NOW, Log, lookups, open_cohort, settings, write_cohort
 
 N_CODES = N_SPECIALS + 6
@@ -80,7 +81,8 @@ def test_sex_region_and_kind_of_code_change_the_states() -> None:
 @pytest.mark.parametrize("head", ["ffn", "gru", "lstm"])
 def test_each_head_learns_by_heart_reads_no_pads_and_sends_gradients_everywhere(head) -> None:
     model = Classifier(body(), make_head(head, SHAPE, 4))
-    lesson = RecordLesson(RECORDS, ClassWeights.even(4), np.arange(4))
+    outcome = ClassOutcome("multiclass", tuple("abcd"), ClassWeights.even(4))
+    lesson = RecordLesson(RECORDS, outcome, np.arange(4))
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
     losses = []
     for _ in range(80):

@@ -133,7 +133,7 @@ def latest_rows(rows: pl.DataFrame) -> pl.DataFrame:
 
 
 def fit_and_predict(settings: Settings, cohort: Cohort, lookups: Lookups, run_directory: RunDirectory) -> Predictions:
-    """Fit one arm on train and tuning, keep it, and predict tuning and held_out; timing.json says how long that took."""
+    """Fit one arm on train and tuning, keep it, predict tuning and held_out, and note how long that took."""
     arm, watch, continued = make_arm(settings, lookups), Stopwatch(), _begun_before(run_directory)
     learnt_on = cohort.rows.filter(pl.col("split").is_in(["train", "tuning"]))
     with watch.part("fit"):

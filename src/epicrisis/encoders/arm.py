@@ -154,7 +154,10 @@ def in_order(rows: pl.DataFrame, scored: pl.DataFrame) -> np.ndarray:
 def learn(
     module: nn.Module, lesson: RowLesson, tuning: RowLesson, settings: Settings, accelerator: Accelerator, run: Run
 ) -> Outcome:
-    """Train on the lesson's rows, watching tuning, with checkpoints in the run's folder; the outcome when all is learnt."""
+    """Train on the lesson's rows, watching tuning, with checkpoints in the run's folder.
+
+    Gives the outcome with what is still to be fitted when all is learnt (see `outcome.completed`).
+    """
     is_main, size = accelerator.is_main_process, sequences(settings)
     if is_main:
         trained = sum(p.numel() for p in module.parameters() if p.requires_grad)

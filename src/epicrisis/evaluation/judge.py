@@ -253,7 +253,7 @@ def _short_heading(metric: str) -> str:
     return "C (Uno)" if metric == UNO else metric.upper()
 
 
-def results_text(judgement: Judgement, width: int = 120, timings: Mapping[str, Timing] | None = None) -> str:
+def results_text(judgement: Judgement, width: int = 140, timings: Mapping[str, Timing] | None = None) -> str:
     """The closing table with all metrics, and why some are undefined, as plain text for SUMMARY.txt."""
     console = Console(width=width, no_color=True, force_terminal=False)
     with console.capture() as captured:

@@ -183,6 +183,7 @@ def save(figure: Figure, path: Path) -> Path:
 
 
 def new_figure(title: str, size: tuple[float, float] = (6.4, 6.2)) -> Figure:
+    """An empty figure under its title. size: inches, across and down."""
     # A Figure of its own, not pyplot's: no window system is asked for, and nothing lives on after saving.
     figure = Figure(figsize=size, layout="constrained")
     FigureCanvasAgg(figure)

@@ -29,10 +29,11 @@ class RankSharing:
 
     def __init__(self, model: PeftModel, n_steps: int):
         """All ranks learn for a tenth of the steps, then they are taken away; the last fifth trains what is left."""
-        self._tuner: Any = model.base_model
-        self._config: Any = self._tuner.peft_config[self._tuner.trainable_adapter_name]
-        self._config.total_step, self._config.tinit, self._config.tfinal = n_steps, n_steps // 10, n_steps // 5
-        self._config.deltaT = max(1, n_steps // 100)
+        tuner: Any = model.base_model
+        config: Any = tuner.peft_config[tuner.trainable_adapter_name]
+        config.total_step, config.tinit, config.tfinal = n_steps, n_steps // 10, n_steps // 5
+        config.deltaT = max(1, n_steps // 100)
+        self._tuner, self._config = tuner, config
         self._own = {id(parameter) for parameter in model.parameters() if parameter.requires_grad}
         self._done = 0
 

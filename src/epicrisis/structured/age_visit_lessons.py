@@ -1,4 +1,4 @@
-"""What the models of added embeddings learn from records: what becomes of them, masked codes, the next visit's codes."""
+"""What the models of added embeddings learn from records: outcomes, masked codes, the next visit's codes."""
 
 from __future__ import annotations
 

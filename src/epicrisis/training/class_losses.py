@@ -2,39 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import Any, Literal, Protocol
+from collections.abc import Sequence
+from typing import Literal
 
 import numpy as np
 import polars as pl
 import torch
 import torch.nn.functional as F
-from accelerate import Accelerator
 from sklearn.metrics import roc_auc_score
-from torch import nn
 
 from epicrisis.cohort.task import TaskKind, label_matrix
 from epicrisis.training.class_weights import ClassWeights
-
-
-class ClassLesson(Protocol):
-    """Rows of a cohort that a module gives class logits for."""
-
-    weights: ClassWeights
-
-    @property
-    def n_items(self) -> int: ...
-
-    @property
-    def item_lengths(self) -> np.ndarray:
-        """What the time of each row goes by, such as its tokens; int [n_items]."""
-        ...
-
-    def collate(self, items: Sequence[int]) -> Any: ...
-
-    def batches(self, items: np.ndarray, batch_size: int) -> Iterator[list[int]]:
-        """The items in batches to be read at once without gradients."""
-        ...
 
 
 def targets_of(rows: pl.DataFrame, kind: TaskKind, classes: tuple[str, ...]) -> np.ndarray:
@@ -74,26 +52,6 @@ def probabilities_of(logits: torch.Tensor, weights: ClassWeights, *, corrected: 
     if corrected:
         logits = logits - torch.as_tensor(weights.shift(), device=logits.device)
     return torch.sigmoid(logits) if weights.multilabel else torch.softmax(logits, dim=-1)
-
-
-def class_probabilities(
-    module: nn.Module,
-    lesson: ClassLesson,
-    batch_size: int,
-    accelerator: Accelerator,
-    *,
-    corrected: bool = False,
-) -> np.ndarray:
-    """Probabilities [n_rows, n_classes] float64; processes share the rows, each is scored exactly once."""
-    order = np.argsort(-lesson.item_lengths, kind="stable")
-    mine = order[accelerator.process_index :: accelerator.num_processes]
-    shape = (lesson.n_items, len(lesson.weights.values))
-    probabilities = torch.zeros(shape, dtype=torch.float64, device=accelerator.device)
-    with torch.inference_mode():
-        for items in lesson.batches(mine, batch_size):
-            logits = module(lesson.collate(items).to(accelerator.device))
-            probabilities[items] = probabilities_of(logits, lesson.weights, corrected=corrected)
-    return accelerator.reduce(probabilities, "sum").cpu().numpy()
 
 
 def class_metrics(
