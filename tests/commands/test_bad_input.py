@@ -171,8 +171,8 @@ CASES: dict[str, tuple[Spoil, str]] = {
     ),
     "unknown style": (lambda data: ["narrative.style=sonnet"], "narrative.style: no style is called 'sonnet'"),
     "arm that pretrains not": (lambda data: ["stage=pretrain"], "stage: arm `logistic_regression` has no pretraining"),
-    "arm of another version": (lambda data: ["arm=encoder"], "arm: `encoder` cannot be run"),
-    "time-to-event task": (task("time_to_event"), "time_to_event: float_value asks for regression"),
+    "decoder as encoder": (lambda data: ["arm=encoder"], "model.model_name: epicrisis/tiny-llama is a decoder"),
+    "time-to-event task": (task("time_to_event"), "the labels of `time_to_event` are times to an event"),
     "classes that the task has not": (lambda data: ["model.num_classes=3"], "model.num_classes: 3, but the task"),
     "no task": (lambda data: ["data.labels_dir=null"], "data.labels_dir: is not given"),
     "cutoff without a date": (
@@ -275,7 +275,7 @@ def test_another_arms_run_cannot_be_used(dataset: Path, finished: Path, capsys: 
     ("arms", "expected"),
     [
         ("[]", "benchmark.arms: no arm is listed"),
-        ("[{name: a, overrides: {arm: encoder}}]", "arm: `encoder` cannot be run"),
+        ("[{name: a, overrides: {arm: encoder}}]", "benchmark.arms (a): model.model_name: epicrisis/tiny-llama is"),
         ("[{name: a, overrides: {arm: xgboost, evaluation.split: train}}]", "changes `evaluation`"),
         ("[{name: a, overrides: {arm: xgboost, lora.rank: 3}}]", "lora.rank: is no key"),
         ("[{name: a, overrides: {model.clinical_adapter: runs/nowhere}}]", "runs/nowhere does not exist"),
