@@ -28,7 +28,7 @@ from epicrisis.llm.tiny_models import train_tokenizer
 from epicrisis.narrative import get_style, known_codes, load_lookups, make_narrator, render, shipped_lookup
 from epicrisis.narrative.values import CLASS_WORDS, ValueClasses
 from epicrisis.settings import InputError, settings_from
-from epicrisis.settings.schema import TargetSettings
+from epicrisis.settings.generation_section import TargetSettings
 from tests.narrative.histories import at, history, rows_of
 
 CODES = ["ICD10CM//I10", "ICD10CM//E11.65", "LOINC//718-7", "GENDER//F"]

@@ -10,6 +10,7 @@ import pytest
 from pydantic import BaseModel
 
 from epicrisis.settings import schema
+from epicrisis.settings.generation_section import TargetSettings
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "configuration.md"
 
@@ -32,8 +33,8 @@ def keys() -> Iterator[tuple[str, type[BaseModel], str]]:
     yield from keys_of(schema.Settings)
     for key in schema.ArmSettings.model_fields:
         yield f"benchmark.arms[].{key}", schema.ArmSettings, key
-    for key in schema.TargetSettings.model_fields:
-        yield f"generation.targets[].{key}", schema.TargetSettings, key
+    for key in TargetSettings.model_fields:
+        yield f"generation.targets[].{key}", TargetSettings, key
 
 
 def keys_of(section: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, type[BaseModel], str]]:

@@ -20,7 +20,7 @@ from epicrisis.narrative.book import UNNAMED
 from epicrisis.narrative.parse import parse
 from epicrisis.narrative.times import told_gaps
 from epicrisis.settings import InputError, Problem, refuse
-from epicrisis.settings.schema import VALUE, TargetSettings
+from epicrisis.settings.generation_section import VALUE, TargetSettings
 
 RISK_SCHEMA: dict[str, pl.DataType | type[pl.DataType]] = {
     "subject_id": pl.Int64,

@@ -28,7 +28,7 @@ from epicrisis.llm.trie import make_trie
 from epicrisis.narrative import Lookups, Narrator
 from epicrisis.narrative.header import HEADER_ROLES
 from epicrisis.settings import Settings, refuse
-from epicrisis.settings.schema import GenerationSettings
+from epicrisis.settings.generation_section import GenerationSettings
 from epicrisis.training.device import make_accelerator
 
 ANSWER_SCHEMA: dict[str, pl.DataType | type[pl.DataType]] = {
