@@ -75,7 +75,7 @@ def test_resolved_settings_load_to_the_same(tmp_path: Path) -> None:
     [
         ({}, "llm", "pretrain"),
         ({"lora": {"r": 8}}, "llm", "pretrain"),
-        ({"model": {"num_classes": 2}}, "encoder", "classify"),
+        ({"model": {"num_classes": 2, "model_name": "epicrisis/tiny-bert"}}, "encoder", "classify"),
         ({"model": {"num_classes": 2}, "lora": {"r": 8}}, "llm", "classify"),
         ({"arm": "llm", "model": {"num_classes": 2}}, "llm", "classify"),
         ({"arm": "xgboost"}, "xgboost", "classify"),
