@@ -70,13 +70,16 @@ def test_resolved_settings_load_to_the_same(tmp_path: Path) -> None:
     assert load_settings(path, check_files=False) == settings
 
 
+ENCODER = {"num_classes": 2, "model_name": "epicrisis/tiny-bert", "max_length": 512}
+
+
 @pytest.mark.parametrize(
     ("tree", "arm", "stage"),
     [
         ({}, "llm", "pretrain"),
         ({"lora": {"r": 8}}, "llm", "pretrain"),
-        ({"model": {"num_classes": 2, "model_name": "epicrisis/tiny-bert"}}, "encoder", "classify"),
-        ({"model": {"num_classes": 2}, "lora": {"r": 8}}, "llm", "classify"),
+        ({"model": ENCODER}, "encoder", "classify"),
+        ({"model": ENCODER, "lora": {"r": 8}}, "llm", "classify"),
         ({"arm": "llm", "model": {"num_classes": 2}}, "llm", "classify"),
         ({"arm": "xgboost"}, "xgboost", "classify"),
         ({"stage": "classify"}, "llm", "classify"),
