@@ -189,7 +189,7 @@ def test_the_loss_does_not_depend_on_what_is_computed_at_once() -> None:
     parts = sum(lesson.loss_sum(module, lesson.collate([item]), [item]) for item in range(4))
     assert whole.item() == pytest.approx(parts.item(), rel=1e-5)
     codes, of_stays = lesson.losses(module, lesson.collate(range(4)), range(4))
-    mean = float(codes) / lesson.units(range(4)) + 2 * float(of_stays) / 4
+    mean = codes.item() / lesson.units(range(4)) + 2 * of_stays.item() / 4
     assert float(whole) / lesson.units(range(4)) == pytest.approx(mean, rel=1e-5)
 
 
