@@ -124,7 +124,7 @@ def packing_text(packing: dict[str, float]) -> str:
     """One line that says how narratives were packed."""
     return (
         f"{packing['documents']:,} narratives in {packing['windows']:,} windows, packed into {packing['rows']:,} rows "
-        f"({packing['useful_token_share']:.1%} useful), {packing['supervised_tokens']:,} tokens to learn from"
+        f"({packing['useful_token_share']:.1%} full), {packing['supervised_tokens']:,} tokens to learn from"
     )
 
 
