@@ -28,6 +28,8 @@ from epicrisis.training.loop import train
 EMBEDDED = ("epicrisis/tiny-llama", "epicrisis/tiny-mistral")
 
 WINDOW = 512
+REVISION = 2
+"""Counts up with every change to training that makes other weights of the same recipe, so that no older ones are used."""
 TRAINING: dict[str, Any] = {
     "epochs": 1.0,
     "batch_size": 2,
@@ -91,5 +93,5 @@ def _train_base(architecture: str, tokenizer: PreTrainedTokenizerFast, work: Pat
 
 
 def _recipe() -> str:
-    """A hash of all that the embedded bases are made of."""
-    return recipe(VOCABULARY, WINDOW, SHAPE, TRAINING, QUESTION, WORDS)
+    """A hash of all that the embedded bases are made of; REVISION stands for how training goes about it."""
+    return recipe(VOCABULARY, WINDOW, SHAPE, TRAINING, QUESTION, WORDS, REVISION)
