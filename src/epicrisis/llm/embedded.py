@@ -29,7 +29,7 @@ EMBEDDED = ("epicrisis/tiny-llama", "epicrisis/tiny-mistral")
 
 WINDOW = 512
 REVISION = 2
-"""Counts up with every change to training that makes other weights of the same recipe, so that no older ones are used."""
+"""Counts up with every change that makes training end in other weights, so that no older ones are used."""
 TRAINING: dict[str, Any] = {
     "epochs": 1.0,
     "batch_size": 2,
