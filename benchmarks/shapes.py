@@ -69,7 +69,7 @@ def weight_shapes(config: PreTrainedConfig) -> dict[str, torch.Size]:
 
 def load_shape(shape: str, folder: Path, vocabulary: int = 8192) -> PreTrainedModel:
     """A model of this shape as a run would load it: NF4 and bf16 on a GPU, float32 on a CPU; it does not learn."""
-    from epicrisis.llm.base import load_base
+    from epicrisis.llm.base_model import load_base
     from epicrisis.settings import settings_from
     from epicrisis.training.device import make_accelerator
 

@@ -36,7 +36,7 @@ def train_here(case: Case, folder: Path) -> Outcome:
     """The case as epicrisis trains it."""
     from epicrisis.llm.attention import choose_attention
     from epicrisis.llm.backends import backend_for
-    from epicrisis.llm.base import load_base
+    from epicrisis.llm.base_model import load_base
     from epicrisis.llm.heads import NextToken
     from epicrisis.training.checkpoints import Checkpoints
     from epicrisis.training.device import make_accelerator

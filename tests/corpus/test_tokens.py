@@ -6,7 +6,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from epicrisis.corpus.tokens import answer_token_ids, encode_narratives, encode_prompt, prompt_text
-from epicrisis.llm.base import with_own_pad
+from epicrisis.llm.base_model import with_own_pad
 from epicrisis.llm.classify import QuestionLesson
 from epicrisis.llm.pretrain import NarrativeLesson
 from epicrisis.llm.tiny_models import train_tokenizer

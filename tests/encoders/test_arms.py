@@ -100,7 +100,7 @@ def test_what_a_saved_arm_does_not_go_with_is_refused(arm, settings, lookups, co
 
 
 def _tokenizer(folder: Path):
-    from epicrisis.encoders.base import load_tokenizer
+    from epicrisis.encoders.text_encoder import load_tokenizer
 
     return load_tokenizer(str(folder))
 

@@ -13,10 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from epicrisis.corpus.tokens import encode_narratives
-from epicrisis.encoders.base import check_encoder, load_encoder, load_tokenizer, reading_of, weights_fingerprint
 from epicrisis.encoders.classifier import RecordClassifier, narrative_classifier
 from epicrisis.encoders.lesson import NarrativeRows
 from epicrisis.encoders.pooling import pool_tokens, pool_windows
+from epicrisis.encoders.text_encoder import check_encoder, load_encoder, load_tokenizer, reading_of, weights_fingerprint
 from epicrisis.encoders.windows import Frame, Reading, frame_of, lay
 from epicrisis.settings import InputError
 from epicrisis.training.class_weights import ClassWeights

@@ -9,10 +9,10 @@ import polars as pl
 import pytest
 from sklearn.linear_model import LogisticRegression
 
-from epicrisis.encoders.base import load_encoder, load_tokenizer
 from epicrisis.encoders.classifier import RecordEncoder
 from epicrisis.encoders.embeddings import Embedded, embed_narratives, ids_fingerprint
 from epicrisis.encoders.linear import LinearHead, fit_head
+from epicrisis.encoders.text_encoder import load_encoder, load_tokenizer
 from epicrisis.encoders.windows import Reading, frame_of
 from epicrisis.settings import InputError
 from epicrisis.training.class_weights import ClassWeights

@@ -21,7 +21,7 @@ from transformers import AutoTokenizer
 
 from epicrisis.corpus.tokens import encode_narratives
 from epicrisis.llm.backends import backend_for
-from epicrisis.llm.base import load_base
+from epicrisis.llm.base_model import load_base
 from epicrisis.llm.heads import NextToken
 from epicrisis.llm.pretrain import NarrativeLesson, token_loss
 from epicrisis.settings import settings_from

@@ -14,7 +14,7 @@ from epicrisis.corpus.packing import best_fit, pack
 from epicrisis.corpus.tokens import answer_token_ids, encode_narratives
 from epicrisis.llm.adapters import CLINICAL, DOWNSTREAM, lora_layers, save_adapter, stack
 from epicrisis.llm.backends import backend_for
-from epicrisis.llm.base import load_base
+from epicrisis.llm.base_model import load_base
 from epicrisis.llm.classify import QuestionLesson
 from epicrisis.llm.heads import LabelTokens, NextToken, ScoreHead
 from epicrisis.llm.pretrain import NarrativeLesson
@@ -145,7 +145,7 @@ from accelerate import Accelerator
 from transformers import AutoTokenizer
 from safetensors.torch import load_file
 from epicrisis.llm.adapters import load_stacked
-from epicrisis.llm.base import load_base
+from epicrisis.llm.base_model import load_base
 from epicrisis.settings import settings_from
 from tests.llm.test_adapters import _batch, _head
 from epicrisis.llm.heads import ScoreHead

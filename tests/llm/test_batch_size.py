@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from epicrisis.llm import batch_size
 from epicrisis.llm.adapters import DOWNSTREAM
 from epicrisis.llm.backends import backend_for
-from epicrisis.llm.base import load_base
+from epicrisis.llm.base_model import load_base
 from epicrisis.llm.batch_size import largest_that_fits, settle_batch_size
 from epicrisis.llm.heads import NextToken
 from epicrisis.llm.pretrain import NarrativeLesson, token_loss

@@ -20,7 +20,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from epicrisis.llm import fuse as fusing
 from epicrisis.llm.adapters import CLINICAL, DOWNSTREAM, save_adapter, stack
 from epicrisis.llm.backends import backend_for
-from epicrisis.llm.base import load_base
+from epicrisis.llm.base_model import load_base
 from epicrisis.llm.fuse import MANIFEST, difference, fuse, load_fused, logits_on_random_tokens, merge
 from epicrisis.llm.updates import CONFIG, WEIGHTS, Updates, read_updates, side_by_side
 from epicrisis.settings import InputError, settings_from

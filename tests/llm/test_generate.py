@@ -14,7 +14,7 @@ from epicrisis.corpus.tokens import encode_narratives
 from epicrisis.llm.adapters import CLINICAL, causal_model, lora_layers, save_adapter, stack
 from epicrisis.llm.answering import written_answers
 from epicrisis.llm.backends import backend_for
-from epicrisis.llm.base import load_base
+from epicrisis.llm.base_model import load_base
 from epicrisis.llm.prefixes import ExpandedPrefix, SharedPrefix, attends_plainly
 from epicrisis.llm.random_numbers import stream_keys, uniform
 from epicrisis.llm.sampling import Decoding, log_probabilities, stop_at, texts_of, write

@@ -12,7 +12,7 @@ from accelerate.commands.launch import _validate_launch_command, launch_command_
 from accelerate.utils.launch import prepare_multi_gpu_env
 from bitsandbytes.nn import Params4bit
 
-from epicrisis.llm.base import load_base
+from epicrisis.llm.base_model import load_base
 from epicrisis.llm.fuse import logits_on_random_tokens
 from epicrisis.settings import InputError
 from epicrisis.settings.schema import TrainingSettings

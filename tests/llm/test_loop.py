@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from epicrisis.llm.adapters import DOWNSTREAM
 from epicrisis.llm.backends import backend_for
-from epicrisis.llm.base import load_base
+from epicrisis.llm.base_model import load_base
 from epicrisis.llm.heads import NextToken
 from epicrisis.llm.pretrain import NarrativeLesson, token_loss
 from epicrisis.settings import InputError

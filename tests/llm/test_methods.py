@@ -18,7 +18,7 @@ from epicrisis.corpus.tokens import encode_narratives
 from epicrisis.llm.adalora import is_adalora, sharing_ranks
 from epicrisis.llm.adapters import CLINICAL, lora_layers, save_adapter, stack
 from epicrisis.llm.backends import backend_for
-from epicrisis.llm.base import load_base, load_tokenizer
+from epicrisis.llm.base_model import load_base, load_tokenizer
 from epicrisis.llm.fuse import difference, logits_on_random_tokens
 from epicrisis.llm.heads import LabelTokens, NextToken, hidden_states
 from epicrisis.llm.new_tokens import new_token_ids
@@ -188,7 +188,7 @@ import json, sys, torch
 from pathlib import Path
 from accelerate import Accelerator
 from epicrisis.llm.adapters import load_stacked
-from epicrisis.llm.base import load_base, load_tokenizer
+from epicrisis.llm.base_model import load_base, load_tokenizer
 from epicrisis.llm.fuse import new_tokens_file
 from epicrisis.settings import settings_from
 from tests.llm.test_methods import states_at_ends

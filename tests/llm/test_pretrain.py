@@ -19,7 +19,7 @@ from epicrisis.corpus.windows import cut
 from epicrisis.events.synthetic import synthesize
 from epicrisis.llm.adapters import CLINICAL
 from epicrisis.llm.backends import backend_for
-from epicrisis.llm.base import load_base
+from epicrisis.llm.base_model import load_base
 from epicrisis.llm.heads import NextToken
 from epicrisis.llm.pretrain import NarrativeLesson, token_loss
 from epicrisis.settings import InputError, settings_from

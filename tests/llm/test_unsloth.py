@@ -27,7 +27,7 @@ from epicrisis.llm.backends.unsloth import (
     documents_are_apart,
     keep_documents_apart,
 )
-from epicrisis.llm.base import load_base
+from epicrisis.llm.base_model import load_base
 from epicrisis.llm.heads import hidden_states
 from epicrisis.settings import InputError, settings_from
 from tests.llm import unsloth_run

@@ -25,7 +25,7 @@ from epicrisis.llm.adalora import sharing_ranks
 from epicrisis.llm.adapters import CLINICAL, DOWNSTREAM, load_stacked, save_adapter, stack
 from epicrisis.llm.answering import Answering, head_for, prompt_for
 from epicrisis.llm.backends import backend_for
-from epicrisis.llm.base import load_base, load_tokenizer
+from epicrisis.llm.base_model import load_base, load_tokenizer
 from epicrisis.llm.classify import QuestionLesson
 from epicrisis.llm.cross_entropy import OutputLayer, summed_cross_entropy
 from epicrisis.llm.fuse import fuse, load_fused, logits_on_random_tokens, new_tokens_file

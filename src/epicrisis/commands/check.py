@@ -116,7 +116,7 @@ def _reading(settings: Settings, cohort: Cohort, lookups: Lookups, sample: pl.Da
 
 def _tokenizer(settings: Settings) -> tuple[list[str], PreTrainedTokenizerBase]:
     """The base's own, or the embedded one where that is not to be had, which says so."""
-    from epicrisis.llm.base import load_tokenizer
+    from epicrisis.llm.base_model import load_tokenizer
     from epicrisis.llm.embedded import EMBEDDED
     from epicrisis.training.device import make_accelerator
 

@@ -26,7 +26,6 @@ from epicrisis.corpus.prepare import Prepared, prepare
 from epicrisis.corpus.telling import Telling, fit_narrator
 from epicrisis.events.synthetic import synthesize
 from epicrisis.narrative import STYLES, Lookups, Narrator, get_style, load_lookups, render, shipped_lookup
-from epicrisis.settings.schema import ModelSettings
 
 POPULATION: dict[str, Any] = {
     "n_subjects": 1500,
@@ -35,12 +34,6 @@ POPULATION: dict[str, Any] = {
     "split_shares": (0.9, 0.1, 0.0),
 }
 TABLES = ("medical", "lab", "region", "time")
-
-
-def cache_directory(model: ModelSettings) -> Path:
-    """Where embedded models are kept between runs."""
-    default = os.environ.get("EPICRISIS_CACHE", Path.home() / ".cache" / "epicrisis")
-    return Path(model.cache_dir or default)
 
 
 def prepare_population(tokenizer: PreTrainedTokenizerBase, work: Path, max_tokens: int) -> Prepared:

@@ -16,11 +16,11 @@ from torch import nn
 from epicrisis.cohort import History
 from epicrisis.corpus.prepare import KEYS
 from epicrisis.corpus.run_narratives import NARRATOR, Run, check_telling, keys_of, prepare_once
-from epicrisis.encoders.base import load_encoder, weights_fingerprint
 from epicrisis.encoders.classifier import ADAPTER, RecordClassifier, narrative_classifier
 from epicrisis.encoders.lesson import NarrativeRows, RowLesson
 from epicrisis.encoders.narratives import Told, tell_as_saved, tell_for_fit
 from epicrisis.encoders.saving import check_saved, read_about, write_about
+from epicrisis.encoders.text_encoder import load_encoder, weights_fingerprint
 from epicrisis.narrative import Lookups
 from epicrisis.settings import Settings
 from epicrisis.tracking.progress import say

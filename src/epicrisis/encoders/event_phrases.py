@@ -8,7 +8,9 @@ from pathlib import Path
 import numpy as np
 from accelerate import Accelerator
 
-from epicrisis.encoders.base import (
+from epicrisis.encoders.classifier import RecordEncoder
+from epicrisis.encoders.embeddings import Embedded, embed_narratives, ids_fingerprint, phrase_ids
+from epicrisis.encoders.text_encoder import (
     check_encoder,
     encoder_source,
     load_encoder,
@@ -16,8 +18,6 @@ from epicrisis.encoders.base import (
     positions_of,
     weights_fingerprint,
 )
-from epicrisis.encoders.classifier import RecordEncoder
-from epicrisis.encoders.embeddings import Embedded, embed_narratives, ids_fingerprint, phrase_ids
 from epicrisis.encoders.windows import Reading, frame_of
 from epicrisis.settings import Settings
 from epicrisis.training.device import compute_dtype

@@ -15,12 +15,12 @@ from epicrisis.cohort.task import classes_of_labels, label_matrix
 from epicrisis.corpus.prepare import Prepared
 from epicrisis.corpus.run_narratives import NARRATOR, Run, check_telling, keys_of, prepare_once
 from epicrisis.encoders.arm import FOLDER, in_order, targets_of
-from epicrisis.encoders.base import load_encoder, weights_fingerprint
 from epicrisis.encoders.classifier import RecordEncoder
 from epicrisis.encoders.embeddings import Embedded, embed_narratives, ids_fingerprint
 from epicrisis.encoders.linear import LinearHead, fit_head
 from epicrisis.encoders.narratives import Told, tell_as_saved, tell_for_fit
 from epicrisis.encoders.saving import check_saved, read_about, write_about
+from epicrisis.encoders.text_encoder import load_encoder, weights_fingerprint
 from epicrisis.narrative import Lookups
 from epicrisis.settings import Settings, refuse
 from epicrisis.tracking.progress import say

@@ -11,7 +11,7 @@ from accelerate import Accelerator
 from epicrisis.cohort import History
 from epicrisis.corpus.run_narratives import NARRATOR, check_choice, run_narrator
 from epicrisis.corpus.telling import Telling
-from epicrisis.encoders.base import check_encoder, encoder_source, load_tokenizer, reading_of
+from epicrisis.encoders.text_encoder import check_encoder, encoder_source, load_tokenizer, reading_of
 from epicrisis.encoders.windows import Reading
 from epicrisis.narrative import Lookups, Narrator
 from epicrisis.settings import Settings

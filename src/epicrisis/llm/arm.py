@@ -40,7 +40,7 @@ from epicrisis.llm.adapters import (
 )
 from epicrisis.llm.answering import Answering, head_for, layout_for, lesson_for, prompt_for
 from epicrisis.llm.backends import backend_for
-from epicrisis.llm.base import load_base, load_tokenizer
+from epicrisis.llm.base_model import load_base, load_tokenizer
 from epicrisis.llm.batch_size import inference_batch_size, settle_batch_size
 from epicrisis.llm.classify import tuning_metrics
 from epicrisis.llm.fuse import load_fused, new_tokens_file

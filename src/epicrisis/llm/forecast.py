@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM, PreTrainedConfig
 
 from epicrisis.corpus.packing import PackedBatch, pack
 from epicrisis.llm.backends import backend_for
-from epicrisis.llm.base import load_weights
+from epicrisis.llm.base_model import load_weights
 from epicrisis.llm.heads import NextToken, ScoreHead
 from epicrisis.llm.memory import Shape
 from epicrisis.settings import Settings

@@ -15,7 +15,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from epicrisis.llm.adapters import is_quantised, load_adapters, lora_layers
-from epicrisis.llm.base import load_base, load_tokenizer
+from epicrisis.llm.base_model import load_base, load_tokenizer
 from epicrisis.llm.new_tokens import FILE
 from epicrisis.llm.updates import Updates, check_one_embedding, others_of, read_updates, side_by_side, write_updates
 from epicrisis.settings import Settings, refuse

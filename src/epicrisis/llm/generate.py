@@ -20,7 +20,7 @@ from epicrisis.corpus.tokens import encode_narratives
 from epicrisis.llm.adapters import CLINICAL, DOWNSTREAM, adapters_in, causal_model, load_stacked
 from epicrisis.llm.answering import prompt_for, written_answers
 from epicrisis.llm.arm import telling_for
-from epicrisis.llm.base import load_base, load_tokenizer
+from epicrisis.llm.base_model import load_base, load_tokenizer
 from epicrisis.llm.fuse import load_fused, new_tokens_file
 from epicrisis.llm.futures import Sampled, Target, count_risks, horizon_stop, opening
 from epicrisis.llm.sampling import Decoding, Written, log_probabilities, stop_at, texts_of, write

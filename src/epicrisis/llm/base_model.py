@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import torch
@@ -17,14 +16,9 @@ from epicrisis.llm.embedded import EMBEDDED, embedded_base, embedded_tokenizer
 from epicrisis.llm.new_tokens import FILE, add_rows, read_new_tokens, with_new_tokens
 from epicrisis.settings import Settings, refuse
 from epicrisis.settings.schema import ModelSettings
+from epicrisis.training.model_sources import cache_directory, hub_name_or_folder
 
 _PAD_CANDIDATES = ("<|finetune_right_pad_id|>", "<pad>", "[PAD]", "<|pad|>", "<unk>")
-
-
-def cache_directory(model: ModelSettings) -> Path:
-    """Where embedded bases are kept between runs."""
-    default = os.environ.get("EPICRISIS_CACHE", Path.home() / ".cache" / "epicrisis")
-    return Path(model.cache_dir or default)
 
 
 def load_tokenizer(
@@ -39,7 +33,7 @@ def load_tokenizer(
             directory = embedded_tokenizer(cache_directory(model))
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(directory)
     else:
-        tokenizer = with_own_pad(AutoTokenizer.from_pretrained(_hub_name_or_folder(model.model_name)))
+        tokenizer = with_own_pad(AutoTokenizer.from_pretrained(hub_name_or_folder(model.model_name)))
     file = new_tokens or _clinical_new_tokens(model)
     return tokenizer if file is None else with_new_tokens(tokenizer, read_new_tokens(file))
 
@@ -116,15 +110,6 @@ def keep_differentiable(base: PreTrainedModel) -> None:
 def _source_of_weights(model: ModelSettings, accelerator: Accelerator) -> str:
     """Where the base's weights are: a hub name or a folder, into which an embedded base is written at first use."""
     if model.model_name not in EMBEDDED:
-        return _hub_name_or_folder(model.model_name)
+        return hub_name_or_folder(model.model_name)
     with accelerator.main_process_first():
         return str(embedded_base(model.model_name, cache_directory(model)))
-
-
-def _hub_name_or_folder(model_name: str) -> str:
-    """The name as the hub or the disk knows it; InputError for a path where no folder is."""
-    looks_local = model_name.startswith((".", "/", "~")) or model_name.count("/") != 1
-    path = Path(model_name).expanduser()
-    if looks_local and not path.is_dir():
-        raise refuse("model.model_name", f"{model_name} is no folder", "give a hub name or a model folder")
-    return str(path) if path.is_dir() else model_name

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from inspect import signature
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,10 +19,10 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from epicrisis.corpus.tiny_population import cache_directory
 from epicrisis.encoders.embedded import EMBEDDED, embedded_encoder
 from epicrisis.encoders.windows import Reading, frame_of
 from epicrisis.settings import Settings, refuse
+from epicrisis.training.model_sources import cache_directory, hub_name_or_folder
 
 LEAST_ROOM = 16
 """Tokens of text that a window must have room for."""
@@ -38,10 +37,7 @@ def encoder_source(settings: Settings, accelerator: Accelerator) -> str:
     if model.model_name in EMBEDDED:
         with accelerator.main_process_first():
             return str(embedded_encoder(model.model_name, cache_directory(model)))
-    path = Path(model.model_name).expanduser()
-    if not path.is_dir() and (model.model_name.startswith((".", "/", "~")) or model.model_name.count("/") != 1):
-        raise refuse("model.model_name", f"{model.model_name} is no folder", "give a hub name or a model folder")
-    return str(path) if path.is_dir() else model.model_name
+    return hub_name_or_folder(model.model_name)
 
 
 def check_encoder(source: str) -> PreTrainedConfig:
