@@ -53,9 +53,12 @@ def value(results: pl.DataFrame, arm: str, metric: str) -> float | None:
 @needs_mimic
 @pytest.mark.parametrize("task", TASKS)
 def test_mimic_is_sound(task: str, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    config = str(ROOT / "configs" / "mimic_iv_demo" / f"{task}.yaml")
-    assert main(["check", "--config_filepath", config, f"training.output_dir={tmp_path}", "arm=xgboost"]) == 0
-    assert "config is sound: arm xgboost, stage classify" in capsys.readouterr().out
+    config = ROOT / "configs" / "mimic_iv_demo" / f"{task}.yaml"
+    keys = [f"training.output_dir={tmp_path}", tabular_arms(config)]
+    assert main(["check", "--config_filepath", str(config), *keys]) == 0
+    told = capsys.readouterr().out
+    assert "config is sound: a benchmark of 2 arms" in told
+    assert "counts + XGBoost is sound: arm xgboost, stage classify" in told
     assert list(tmp_path.iterdir()) == []
 
 
@@ -113,8 +116,9 @@ def test_gibleeds_counts_reach_what_counts_reach_there(benchmark: Callable) -> N
 
 @needs_gibleed
 def test_gibleed_is_sound(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    config = str(ROOT / "configs" / "gibleed" / "benchmark.yaml")
-    assert main(["check", "--config_filepath", config, "arm=xgboost", f"training.output_dir={tmp_path}"]) == 0
+    config = ROOT / "configs" / "gibleed" / "benchmark.yaml"
+    keys = [f"training.output_dir={tmp_path}", tabular_arms(config)]
+    assert main(["check", "--config_filepath", str(config), *keys]) == 0
     told = capsys.readouterr().out
     assert "held_out: 541 rows of 541 subjects, 87 positive" in told
     assert list(tmp_path.iterdir()) == []
