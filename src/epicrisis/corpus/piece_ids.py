@@ -7,6 +7,7 @@ from itertools import chain
 
 import numpy as np
 import pyarrow as pa
+from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerBase
 
 from epicrisis.corpus.seams import ANCHORS, LINE, Seams
@@ -26,6 +27,7 @@ class InContext:
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self._tokenizer = tokenizer
+        self._backend = _backend(tokenizer)
         self._opening = opening_ids(tokenizer)
         self._anchors: dict[int, tuple[list[int], list[int]]] = {0: ([], [])}
         for kind, (before, behind) in ANCHORS.items():
@@ -49,8 +51,13 @@ class InContext:
 
     def _tokenise(self, texts: list[str]) -> list[list[int]]:
         parts = [texts[start : start + _TEXTS_AT_ONCE] for start in range(0, len(texts), _TEXTS_AT_ONCE)]
-        options = {"add_special_tokens": False, "return_attention_mask": False, "return_token_type_ids": False}
-        return [ids for part in parts for ids in self._tokenizer(part, verbose=False, **options)["input_ids"]]
+        if self._backend is None:
+            return [
+                i for part in parts for i in self._tokenizer(part, add_special_tokens=False, verbose=False)["input_ids"]
+            ]
+        # What transformers calls, without the offsets and masks that it would make of every text besides.
+        encoded = (self._backend.encode_batch_fast(part, add_special_tokens=False) for part in parts)
+        return [encoding.ids for part in encoded for encoding in part]
 
     def _cut(self, ids: list[int], head: int, tail: int) -> list[int] | None:
         before, behind = self._anchors[head][0], self._anchors[tail][1]
@@ -58,6 +65,15 @@ class InContext:
         if len(before) > end or ids[: len(before)] != before or ids[end:] != behind:
             return None
         return ids[len(before) : end] if head else self._opening + ids[:end]
+
+
+def _backend(tokenizer: PreTrainedTokenizerBase) -> Tokenizer | None:
+    """The tokenizer of the tokenizers library that does the work, as a call sets it; None where there is none."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if not isinstance(backend, Tokenizer):
+        return None
+    tokenizer([""], add_special_tokens=False)  # sets truncation, padding and what to do with special tokens' names
+    return backend
 
 
 def _before(kind: int) -> str:

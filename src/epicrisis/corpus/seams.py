@@ -89,6 +89,7 @@ class Seams:
         normalizers = list(_flat(pipeline["normalizer"], "normalizers"))
         splitters = list(_flat(pipeline["pre_tokenizer"], "pretokenizers"))
         self._normalize = _normalizer([step for step in normalizers if step["type"] not in _AT_STARTS])
+        self._space, self._line = self._normalize(" "), self._normalize("\n")
         self._steps = [_step(splitter) for splitter in splitters]
         self._vocabulary = _Vocabulary(pipeline["model"])
         added = list(backend.get_added_tokens_decoder().items())
@@ -111,15 +112,13 @@ class Seams:
 
     def _head(self, text: str, told: str) -> int:
         if text[0] == " ":
-            return SPACE if told.startswith(self._normalize(" ")) else 0
-        line = self._normalize("\n")
-        return LINE if _is_word(told[0]) and self._separable(("\n", text[0]), (line, told[0])) else 0
+            return SPACE if told.startswith(self._space) else 0
+        return LINE if _is_word(told[0]) and self._separable(("\n", text[0]), (self._line, told[0])) else 0
 
     def _tail(self, text: str, told: str) -> int:
         if text[-1] == "\n":
-            return LINE if told.endswith(self._normalize("\n")) else 0
-        space = self._normalize(" ")
-        return SPACE if _is_word(told[-1]) and self._separable((text[-1], " "), (told[-1], space)) else 0
+            return LINE if told.endswith(self._line) else 0
+        return SPACE if _is_word(told[-1]) and self._separable((text[-1], " "), (told[-1], self._space)) else 0
 
     def _separable(self, written: tuple[str, str], told: tuple[str, str]) -> bool:
         """Whether a seam between these two characters, as written and as normalised, is separable."""
