@@ -3,7 +3,7 @@
 import pytest
 
 from epicrisis.corpus.prompt import DEFAULT_TEMPLATE, answer_sequences, make_prompt
-from epicrisis.corpus.tokens import encode_narratives, encode_prompt
+from epicrisis.corpus.tokens import encode_narratives, prompt_text
 from epicrisis.llm.tiny_models import train_tokenizer
 from epicrisis.settings import InputError
 from epicrisis.settings.schema import ModelSettings
@@ -28,8 +28,9 @@ def chatty(tokenizer):
 def test_the_usual_prompt_is_the_narrative_and_then_the_question(tokenizer):
     (narrative,) = encode_narratives(tokenizer, [NARRATIVE])
     prompt = make_prompt(tokenizer, QUESTION)
-    assert prompt.lay(narrative) == narrative + encode_prompt(tokenizer, QUESTION)
-    assert prompt.n_tokens == len(encode_prompt(tokenizer, QUESTION))
+    question = tokenizer(prompt_text(QUESTION), add_special_tokens=False)["input_ids"]
+    assert prompt.lay(narrative) == narrative + question
+    assert prompt.n_tokens == len(question)
     assert tokenizer.decode(prompt.lay(narrative)) == f"<s>{NARRATIVE}\n\nQuestion: {QUESTION}\nAnswer:"
     assert ModelSettings().prompt == DEFAULT_TEMPLATE
 

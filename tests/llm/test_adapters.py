@@ -11,7 +11,8 @@ from safetensors.torch import save_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from epicrisis.corpus.packing import best_fit, pack
-from epicrisis.corpus.tokens import answer_token_ids, encode_narratives
+from epicrisis.corpus.prompt import answer_sequences, make_prompt
+from epicrisis.corpus.tokens import encode_narratives
 from epicrisis.llm.adapters import CLINICAL, DOWNSTREAM, lora_layers, save_adapter, stack
 from epicrisis.llm.backends import backend_for
 from epicrisis.llm.base_model import load_base
@@ -68,7 +69,8 @@ def _batch(tokenizer):
 
 
 def _head(model, tokenizer):
-    return LabelTokens(model, answer_token_ids(tokenizer, QUESTION, ["no", "yes"]))
+    answers = answer_sequences(tokenizer, make_prompt(tokenizer, QUESTION), ["no", "yes"])
+    return LabelTokens(model, [first for first, *_ in answers])
 
 
 @BASES

@@ -24,36 +24,9 @@ def opening_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     return [tokenizer.bos_token_id] if tokenizer.bos_token_id is not None else []
 
 
-def count_tokens(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[int]:
-    """Tokens per text, without special tokens."""
-    return [len(ids) for ids in tokenizer(list(texts), add_special_tokens=False)["input_ids"]] if texts else []
-
-
 def prompt_text(question: str) -> str:
     """What follows the narrative when an answer is asked for."""
     return f"\n\nQuestion: {question}\nAnswer:"
-
-
-def encode_prompt(tokenizer: PreTrainedTokenizerBase, question: str) -> list[int]:
-    """Token ids of the question that is laid after a narrative's ids."""
-    return tokenizer(prompt_text(question), add_special_tokens=False)["input_ids"]
-
-
-def answer_token_ids(tokenizer: PreTrainedTokenizerBase, question: str, answers: Sequence[str]) -> list[int]:
-    """The first token of each answer as it follows the prompt.
-
-    Raises InputError where two answers begin with the same token, since their first-token
-    log-probabilities could then not tell them apart.
-    """
-    prompt = encode_prompt(tokenizer, question)
-    ids = [continuation_ids(tokenizer, prompt, prompt_text(question), answer)[0] for answer in answers]
-    if len(set(ids)) != len(ids):
-        raise refuse(
-            "model.answers",
-            f"{list(answers)} do not each begin with a token of their own in this tokenizer",
-            "choose words that begin differently, or set model.head: score",
-        )
-    return ids
 
 
 def continuation_ids(tokenizer: PreTrainedTokenizerBase, prompt: list[int], text: str, answer: str) -> list[int]:
