@@ -8,7 +8,7 @@ PYTHON ?= python3
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: install install-unsloth demo results test lint
+.PHONY: install install-unsloth install-deepspeed demo results test lint
 
 install: .venv/installed
 
@@ -22,6 +22,10 @@ install: .venv/installed
 # Optional, for training.framework: unsloth on a machine without a GPU; see docs/unsloth.md for one with.
 install-unsloth: install
 	pip install --quiet --no-deps unsloth==2026.10.9 unsloth_zoo==2026.10.9 trl==1.15.0
+
+# Optional, for configs/accelerate/deepspeed_zero2.yaml and deepspeed_zero3.yaml.
+install-deepspeed: install
+	pip install --quiet deepspeed==0.19.8
 
 demo: install
 	bash scripts/demo.sh

@@ -69,6 +69,19 @@ def test_loss_and_gradients_are_the_plain_ones(kind, n_logits):
         torch.testing.assert_close(found[1][name], gradient, atol=1e-6, rtol=1e-5, msg=name)
 
 
+def test_the_weight_of_a_loss_is_not_rounded_to_bfloat16():
+    layer = OutputLayer(model_with("frozen").bfloat16())
+    hidden = torch.randn(50, 32, dtype=torch.bfloat16)
+    targets = torch.randint(0, 500, (50,))
+    gradients = []
+    for weight in (1.0, 1 / 3):  # of which bfloat16 makes 0.334
+        own = hidden.clone().requires_grad_()
+        (summed_cross_entropy(layer, own, targets) * weight).backward()
+        gradients.append(own.grad.double())
+    share = (gradients[1] * gradients[0]).sum() / gradients[0].square().sum()
+    assert float(share) == pytest.approx(1 / 3, abs=2e-4)
+
+
 def test_logits_are_those_that_the_model_itself_gives():
     model = model_with("gemma").eval()
     ids = torch.arange(12)[None]

@@ -9,13 +9,14 @@ import pytest
 import torch
 from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
-from accelerate.utils.launch import prepare_multi_gpu_env
+from accelerate.utils.launch import prepare_deepspeed_cmd_env, prepare_multi_gpu_env
 from bitsandbytes.nn import Params4bit
 
 from epicrisis.llm.base_model import load_base
 from epicrisis.llm.fuse import logits_on_random_tokens
 from epicrisis.settings import InputError
 from epicrisis.settings.schema import TrainingSettings
+from epicrisis.training import device
 from epicrisis.training.device import Launch, check_storage, launch_problems, make_accelerator
 
 RECIPES = Path(__file__).parents[2] / "configs" / "accelerate"
@@ -48,6 +49,24 @@ def test_a_sharding_recipe_arrives_as_a_launch_that_its_own_settings_pass(name: 
     assert launch_problems(TrainingSettings(**training), Launch(True, launch.fsdp)) == []
 
 
+@pytest.mark.parametrize("stage", [2, 3])
+@pytest.mark.parametrize("training", [{}, {"load_in_4bit": False, "bf16": True}, {"gradient_checkpointing": True}])
+def test_a_deepspeed_recipe_arrives_as_a_launch_that_works(
+    stage: int, training: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = str(RECIPES / f"deepspeed_zero{stage}.yaml")
+    arguments = launch_command_parser().parse_args(["--config_file", recipe, "--main_process_port", "0", "train.py"])
+    arguments, *_ = _validate_launch_command(arguments)
+    arguments.deepspeed_fields_from_accelerate_config = ""
+    launch = Launch.here(prepare_deepspeed_cmd_env(arguments)[1])
+    assert launch == Launch(torch.cuda.is_available(), zero=stage)
+    monkeypatch.setattr(device, "is_deepspeed_available", lambda: True)
+    assert launch_problems(TrainingSettings(**training), launch) == []
+    monkeypatch.setattr(device, "is_deepspeed_available", lambda: False)
+    (problem,) = launch_problems(TrainingSettings(**training), launch)
+    assert "epicrisis[deepspeed]" in str(problem)
+
+
 @pytest.mark.parametrize(
     ("training", "launch", "where", "what"),
     [
@@ -61,14 +80,19 @@ def test_a_sharding_recipe_arrives_as_a_launch_that_its_own_settings_pass(name: 
         ({**FIT, "gradient_checkpointing": True}, Launch(True, 2, True), "training.gradient_checkpointing", "twice"),
         (FIT, Launch(True, 1), "accelerate", "fsdp_version: 2"),
         (FIT, Launch(False, 2), "accelerate", "pass over it on a CPU"),
-        ({"load_in_4bit": True}, Launch(True, zero=3), "training.load_in_4bit", "ZeRO-3"),
-        ({"load_in_4bit": False}, Launch(True, zero=3), "accelerate", "DeepSpeed steps by itself"),
-        ({}, Launch(True, zero=2), "accelerate", "DeepSpeed steps by itself"),
+        ({}, Launch(True, zero=-1), "accelerate", "no config file of its own"),
+        ({}, Launch(True, zero=1), "accelerate", "ZeRO-2 and ZeRO-3"),
+        ({}, Launch(True, zero=2, zero_offload=True), "accelerate", "offload_optimizer_device"),
+        ({}, Launch(True, zero=3, zero_init=True), "accelerate", "zero3_init_flag: false"),
+        ({"fp16": True}, Launch(True, zero=2), "training.fp16", "half precision"),
+        ({"optimizer": "adamw_8bit"}, Launch(True, zero=3), "training.optimizer", "no sharded states"),
+        ({"framework": "unsloth"}, Launch(True, zero=2), "training.framework", "no shards"),
     ],
 )
 def test_wrong_combinations_are_named_with_their_key(
-    training: dict[str, Any], launch: Launch, where: str, what: str
+    training: dict[str, Any], launch: Launch, where: str, what: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(device, "is_deepspeed_available", lambda: True)
     problems = launch_problems(TrainingSettings(**training), launch)
     assert [problem.where for problem in problems] == [where]
     assert what in str(problems[0])
@@ -87,6 +111,10 @@ def test_a_launch_is_read_from_what_accelerate_sets() -> None:
     assert (Launch.here(sharded).fsdp, Launch.here(sharded).fsdp_checkpointing) == (2, True)
     assert Launch.here({"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": "3"}).zero == 3
     assert Launch.here({"ACCELERATE_USE_DEEPSPEED": "true"}).zero == -1
+    own = {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": "2"}
+    assert Launch.here({**own, "ACCELERATE_DEEPSPEED_CONFIG_FILE": "zero.json"}).zero == -1
+    assert Launch.here({**own, "ACCELERATE_DEEPSPEED_OFFLOAD_OPTIMIZER_DEVICE": "cpu"}).zero_offload
+    assert Launch.here({**own, "ACCELERATE_DEEPSPEED_ZERO3_INIT": "true"}).zero_init
     assert (Launch.here({}).fsdp, Launch.here({}).zero) == (0, 0)
 
 

@@ -197,7 +197,7 @@ def test_asked_to_stop_within_an_evaluation_it_leaves_at_once_and_goes_on_to_the
 def test_only_the_latest_checkpoints_and_the_best_weights_are_kept(learn, tmp_path):
     tuning = [{"loss": loss} for loss in (3.0, 1.0, 2.0, 2.5, 2.0, 1.5)]
     learn(tmp_path, tuning=tuning, batch_size=1, epochs=3, eval_steps=1, save_steps=1, load_in_4bit=False)
-    kept = ["best-0000002.safetensors", "step-0000005", "step-0000006"]
+    kept = ["best-0000002.safetensors", "best.safetensors", "latest", "step-0000005", "step-0000006"]
     assert sorted(path.name for path in tmp_path.iterdir()) == kept
 
 

@@ -133,4 +133,5 @@ class _OfFrozenLayer(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *upstream: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         (gradient,) = ctx.saved_tensors
-        return gradient * upstream[0].to(gradient.dtype), None, None, None, None
+        # A loss is often divided by its tokens: that share is not rounded to the states' precision before it is used.
+        return (gradient.float() * upstream[0]).to(gradient.dtype), None, None, None, None

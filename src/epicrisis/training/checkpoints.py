@@ -25,10 +25,13 @@ from torch.distributed.checkpoint.stateful import Stateful
 
 from epicrisis.settings import refuse
 from epicrisis.tracking.progress import say
+from epicrisis.training.deepspeed import is_zero, load_zero_state, zero_state
 from epicrisis.training.random_state import random_state, set_random_state
-from epicrisis.training.sharding import copy_into, full, is_sharded
+from epicrisis.training.sharding import copy_into, full, is_sharded, whole_shape
 
 _MARK = "complete.json"
+LATEST, BEST = "latest", "best.safetensors"
+"""Links in `checkpoints/` to the latest whole checkpoint and to the weights that did best."""
 _WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=True)
 
 
@@ -50,7 +53,7 @@ class Position:
 def trained_weights(module: nn.Module) -> dict[str, torch.Tensor]:
     """Copies of all weights that training moves, by name; of a sharded module every process must ask."""
     return {
-        name: full(parameter.detach()).cpu().contiguous().clone()
+        name: full(parameter).detach().cpu().contiguous().clone()
         for name, parameter in module.named_parameters()
         if parameter.requires_grad
     }
@@ -62,7 +65,7 @@ def load_trained_weights(module: nn.Module, weights: dict[str, torch.Tensor]) ->
     if parameters.keys() != weights.keys():
         odd = sorted(parameters.keys() ^ weights.keys())
         raise _other_run(f"{len(odd)} weights are trained in one and not in the other, e.g. {odd[0]}")
-    resized = [name for name, parameter in parameters.items() if parameter.shape != weights[name].shape]
+    resized = [name for name, parameter in parameters.items() if whole_shape(parameter) != weights[name].shape]
     if resized:
         raise _other_run(f"{len(resized)} weights are of another size, e.g. {resized[0]}")
     with torch.no_grad():
@@ -77,7 +80,11 @@ def active_adapters(module: nn.Module) -> list[str]:
 
 
 class Checkpoints:
-    """The folder `checkpoints/` of a run: `step-0000100` and the like, and the weights that did best."""
+    """The folder `checkpoints/` of a run: `step-0000100` and the like, and the weights that did best.
+
+    Links name what is looked for: `latest`, `best.safetensors`, and `epoch-0002` for a checkpoint that is kept for
+    good. Each points at something whole at any moment, and none of them is needed to resume.
+    """
 
     def __init__(self, directory: Path, keep: int, accelerator: Accelerator, also: Stateful | None = None):
         """keep: so many of the latest. also: what training changes beside weights, the same in every process."""
@@ -93,10 +100,13 @@ class Checkpoints:
         schedule: Any,
         position: Position,
         counted: dict[str, float] | None = None,
+        *,
+        epoch: int | None = None,
     ) -> None:
         """Write one checkpoint, whole or not at all, and drop the oldest beyond the limit.
 
-        counted: what this process has counted since it last logged, to go on counting from.
+        counted: what this process has counted since it last logged, to go on counting from. epoch: the epoch that ends
+        here, whose checkpoint is to be kept for good; None for one that later ones take the place of.
         """
         accelerator = self._accelerator
         target = self._directory / f"step-{position.step:07d}"
@@ -117,10 +127,11 @@ class Checkpoints:
                 {"optimizer": state, "schedule": schedule.state_dict(), "scaler": scaler, "also": also},
                 partial / "optimizer.pt",
             )
-            _mark_complete(partial, position, accelerator.num_processes, active_adapters(module))
+            _mark_complete(partial, position, accelerator.num_processes, active_adapters(module), epoch)
             shutil.rmtree(target, ignore_errors=True)
             os.replace(partial, target)
             _flush(self._directory)
+            self._name(position)
             self._drop_old(position)
         accelerator.wait_for_everyone()
 
@@ -140,6 +151,8 @@ class Checkpoints:
         if found is None:
             return Position(), {}
         directory, position, mark = found
+        if self._accelerator.is_main_process:
+            self._name(position)
         if mark["adapters"] != active_adapters(module):
             raise _other_run(f"its adapters are {mark['adapters']}, and this run's {active_adapters(module)}")
         load_trained_weights(module, load_file(directory / "trained.safetensors"))
@@ -159,6 +172,7 @@ class Checkpoints:
             self._directory.mkdir(parents=True, exist_ok=True)
             with _written_whole(self._best(step)) as partial:
                 save_file(weights, partial)
+            _link(self._directory / BEST, self._best(step))
         self._accelerator.wait_for_everyone()
 
     def load_best(self, module: nn.Module, step: int) -> bool:
@@ -187,6 +201,20 @@ class Checkpoints:
         for partial in sorted(self._directory.glob(".step-*.partial")):
             say(f"checkpoint {partial.name[1:-8]} was never finished and is passed over")
 
+    def _name(self, position: Position) -> None:
+        """Lay the links anew; those to what is no longer there go."""
+        whole = {directory: mark for directory in self._all() if (mark := _read_mark(directory)) is not None}
+        epochs = {mark["epoch"]: directory for directory, mark in whole.items() if mark.get("epoch") is not None}
+        links = {f"epoch-{epoch:04d}": directory for epoch, directory in epochs.items()}
+        links |= {LATEST: list(whole)[-1]} if whole else {}
+        best = self._best(position.best_step)
+        links |= {BEST: best} if best.is_file() else {}
+        for name, target in links.items():
+            _link(self._directory / name, target)
+        for link in (*self._directory.glob("epoch-*"), self._directory / LATEST, self._directory / BEST):
+            if link.is_symlink() and link.name not in links:
+                link.unlink()
+
     def _restore_process(self, directory: Path, processes: int) -> dict[str, float]:
         accelerator = self._accelerator
         if processes != accelerator.num_processes:
@@ -202,10 +230,12 @@ class Checkpoints:
         return own["counted"]
 
     def _drop_old(self, position: Position) -> None:
-        """Keep the latest whole checkpoints, and the best weights that they or this run know of."""
+        """Keep the latest whole checkpoints, those of epochs, and the best weights that they or this run know of."""
         marks = {directory: _read_mark(directory) for directory in self._all()}
-        whole = [directory for directory, mark in marks.items() if mark is not None][-self._keep :]
-        for directory in marks.keys() - set(whole):
+        sound = {directory: mark for directory, mark in marks.items() if mark is not None}
+        of_epochs = [directory for directory, mark in sound.items() if mark.get("epoch") is not None]
+        whole = {*list(sound)[-self._keep :], *of_epochs}
+        for directory in marks.keys() - whole:
             shutil.rmtree(directory, ignore_errors=True)
         known = {position.best_step, *(mark["position"]["best_step"] for d in whole if (mark := marks[d]))}
         for leftover in (*self._directory.glob(".step-*.partial"), *self._directory.glob(".best-*.partial")):
@@ -220,12 +250,16 @@ class Checkpoints:
 def _optimizer_state(module: nn.Module, optimizer: Any) -> dict[str, Any]:
     if is_sharded(module):
         return get_optimizer_state_dict(module, _inner(optimizer), options=_WHOLE)
+    if is_zero(_inner(optimizer)):
+        return zero_state(module, _inner(optimizer))
     return optimizer.state_dict()
 
 
 def _load_optimizer_state(module: nn.Module, optimizer: Any, state: dict[str, Any]) -> None:
     if is_sharded(module):
         set_optimizer_state_dict(module, _inner(optimizer), state, options=_WHOLE)
+    elif is_zero(_inner(optimizer)):
+        load_zero_state(module, _inner(optimizer), state)
     else:
         _inner(optimizer).load_state_dict(state)
 
@@ -235,11 +269,12 @@ def _inner(optimizer: Any) -> torch.optim.Optimizer:
     return getattr(optimizer, "optimizer", optimizer)
 
 
-def _mark_complete(directory: Path, position: Position, processes: int, adapters: list[str]) -> None:
+def _mark_complete(directory: Path, position: Position, processes: int, adapters: list[str], epoch: int | None) -> None:
     for file in directory.iterdir():
         _flush(file)
     sizes = {file.name: file.stat().st_size for file in directory.iterdir()}
     mark = {"position": asdict(position), "processes": processes, "adapters": adapters, "sizes": sizes}
+    mark |= {} if epoch is None else {"epoch": epoch}
     (directory / _MARK).write_text(json.dumps(mark))
     _flush(directory / _MARK)
     _flush(directory)
@@ -265,6 +300,14 @@ def _written_whole(target: Path) -> Iterator[Path]:
     _flush(partial)
     os.replace(partial, target)
     _flush(target.parent)
+
+
+def _link(link: Path, target: Path) -> None:
+    """Point a link at its neighbour `target`, in one piece: it is never absent in between."""
+    fresh = link.with_name(f".{link.name}.partial")
+    fresh.unlink(missing_ok=True)
+    fresh.symlink_to(target.name)
+    os.replace(fresh, link)
 
 
 def _flush(path: Path) -> None:

@@ -8,8 +8,10 @@ from dataclasses import dataclass
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import InitProcessGroupKwargs, is_deepspeed_available
 from bitsandbytes.nn import Params4bit
 from torch import nn
+from transformers.integrations import unset_hf_deepspeed_config
 
 from epicrisis.settings import InputError, Problem, refuse
 from epicrisis.settings.schema import TrainingSettings
@@ -20,24 +22,31 @@ class Launch:
     """How the processes of a run were launched, as `accelerate launch` tells them, and what they run on.
 
     fsdp: the version of FSDP, 0 where weights are not sharded. zero: DeepSpeed's stage, 0 without DeepSpeed (or
-    -1 where it has a config file of its own).
+    -1 where it has a config file of its own). zero_offload: whether it keeps anything in RAM or on disks. zero_init:
+    whether it has models spread while they are built.
     """
 
     on_gpu: bool
     fsdp: int = 0
     fsdp_checkpointing: bool = False
     zero: int = 0
+    zero_offload: bool = False
+    zero_init: bool = False
 
     @classmethod
     def here(cls, environment: Mapping[str, str] = os.environ) -> Launch:
         """The launch that this process belongs to."""
         sharded = _is_on(environment, "ACCELERATE_USE_FSDP")
         deepspeed = _is_on(environment, "ACCELERATE_USE_DEEPSPEED")
+        stage = int(environment.get("ACCELERATE_DEEPSPEED_ZERO_STAGE", "-1"))
+        places = {environment.get(f"ACCELERATE_DEEPSPEED_OFFLOAD_{what}_DEVICE") for what in ("OPTIMIZER", "PARAM")}
         return cls(
             on_gpu=torch.cuda.is_available(),
             fsdp=int(environment.get("FSDP_VERSION", "1")) if sharded else 0,
             fsdp_checkpointing=sharded and _is_on(environment, "FSDP_ACTIVATION_CHECKPOINTING"),
-            zero=int(environment.get("ACCELERATE_DEEPSPEED_ZERO_STAGE", "-1")) if deepspeed else 0,
+            zero=(-1 if "ACCELERATE_DEEPSPEED_CONFIG_FILE" in environment else stage) if deepspeed else 0,
+            zero_offload=deepspeed and not places <= {None, "none"},
+            zero_init=deepspeed and _is_on(environment, "ACCELERATE_DEEPSPEED_ZERO3_INIT"),
         )
 
 
@@ -47,10 +56,17 @@ def make_accelerator(training: TrainingSettings) -> Accelerator:
     The precision is the config's alone: bf16 bases compute in bf16 without autocast, fp16 needs scaling. Raises
     InputError for settings that cannot work on this machine or with these processes, before any model is loaded.
     """
-    problems = launch_problems(training, Launch.here())
+    launch = Launch.here()
+    problems = launch_problems(training, launch)
     if problems:
         raise InputError(problems)
-    accelerator = Accelerator(mixed_precision="fp16" if training.fp16 else "no", cpu=not torch.cuda.is_available())
+    # With cpu=True accelerate would pass over DeepSpeed, and else it knows no way to join CPU processes.
+    over_gloo = [InitProcessGroupKwargs(backend="gloo")] if launch.zero and not launch.on_gpu else None
+    on_cpu = not launch.on_gpu and not launch.zero
+    precision = "fp16" if training.fp16 else "no"
+    accelerator = Accelerator(mixed_precision=precision, cpu=on_cpu, kwargs_handlers=over_gloo)
+    if launch.zero:
+        unset_hf_deepspeed_config()  # or transformers would spread a base while it loads it, whatever the flag says
     if accelerator.device.type == "cpu":  # accelerate launch leaves each process one thread
         torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // accelerator.num_processes))
     return accelerator
@@ -104,12 +120,28 @@ def _fsdp_problems(training: TrainingSettings, launch: Launch) -> list[Problem]:
 
 
 def _deepspeed_problems(training: TrainingSettings, launch: Launch) -> list[Problem]:
-    if launch.zero == 3 and training.load_in_4bit:
-        what = "ZeRO-3 gathers weights by pieces, which 4-bit weights with double quantisation do not survive"
-        fix = "set training.load_in_4bit: false, or launch with configs/accelerate/fsdp_qlora.yaml"
-        return [Problem("training.load_in_4bit", what, fix)]
-    what = "DeepSpeed steps by itself, so that neither accumulation nor resume would be exact"
-    return [Problem("accelerate", what, "launch with multi_gpu_ddp.yaml (ZeRO-2's place) or fsdp2.yaml (ZeRO-3's)")]
+    if not is_deepspeed_available():
+        return [Problem("accelerate", "DeepSpeed is not installed", "pip install 'epicrisis[deepspeed]'")]
+    problems = []
+    if launch.zero not in (2, 3):
+        what = "DeepSpeed is known here with ZeRO-2 and ZeRO-3, and with no config file of its own"
+        problems.append(Problem("accelerate", what, "launch with one of configs/accelerate/deepspeed_*.yaml"))
+    if launch.zero_offload:
+        what = "offloading would put DeepSpeed's own optimizer in the place of the run's"
+        fix = "set deepspeed_config.offload_optimizer_device and offload_param_device: none"
+        problems.append(Problem("accelerate", what, fix))
+    if launch.zero_init:
+        what = "models are loaded whole before they are spread"
+        problems.append(Problem("accelerate", what, "set deepspeed_config.zero3_init_flag: false"))
+    if training.optimizer != "adamw":
+        what = f"{training.optimizer} knows no sharded states"
+        problems.append(Problem("training.optimizer", what, "set training.optimizer: adamw; ZeRO spreads its states"))
+    if training.fp16:
+        what = "DeepSpeed would turn the adapter's weights into half precision, too"
+        problems.append(Problem("training.fp16", what, "leave it out; bf16: true works"))
+    if training.framework == "unsloth":
+        problems.append(Problem("training.framework", "Unsloth's kernels know no shards", "set framework: peft"))
+    return problems
 
 
 def _is_on(environment: Mapping[str, str], key: str) -> bool:

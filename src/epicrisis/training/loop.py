@@ -28,10 +28,11 @@ from epicrisis.training.checkpoints import Checkpoints, Position
 from epicrisis.training.device import check_storage
 from epicrisis.training.lessons import FreshEachEpoch, Lesson, OfKnownLengths, planned_items
 from epicrisis.training.optimizers import make_optimizer, make_schedule
+from epicrisis.training.parameters import parameter_counts
 from epicrisis.training.plan import Order, Plan, items_of_step, make_plan
 from epicrisis.training.random_state import random_state, seed_process, set_random_state
-from epicrisis.training.sharding import full, is_sharded, make_whole, name_layers, whole
 from epicrisis.training.signals import Interrupted, Stopped, StopRequest, interruptible, stop_request
+from epicrisis.training.steps import Steps, prepare_steps
 
 __all__ = ["FreshEachEpoch", "Lesson", "Plan", "items_of_step", "make_plan", "train"]
 
@@ -68,19 +69,20 @@ def train(
     optimizer = make_optimizer(module, training)
     schedule = make_schedule(optimizer, plan, training)
     check_storage(module, training)
-    name_layers(module)
-    ready, prepared = accelerator.prepare(module, optimizer)
+    sizes = parameter_counts(module)
+    steps = prepare_steps(module, optimizer, training, accelerator)
     position, counted = Position(), Counted()
     if training.resume:
-        position, kept = checkpoints.restore(module, prepared, schedule)
+        position, kept = checkpoints.restore(module, steps.optimizer, schedule)
         counted = Counted(**kept)
     if position.step == 0:
         seed_process(training.seed, accelerator.process_index)
+        log(step=0, **sizes)
     position = replace(position, batch_size=training.batch_size)
     with stop_request() as request, bar(title, plan.n_steps, shown=accelerator.is_main_process) as progress:
         progress.advance(position.step)
         trainer = _Trainer(
-            *(module, ready, lesson, training, accelerator, checkpoints, prepared, schedule, plan),
+            *(module, steps, lesson, training, accelerator, checkpoints, schedule, plan),
             *(evaluate, log, tell, request, progress, position, counted),
         )
         return trainer.run(title)
@@ -109,12 +111,11 @@ class _Trainer:
     """A run of the loop: what it works on, and how far it is."""
 
     module: nn.Module
-    ready: nn.Module
+    steps: Steps
     lesson: Lesson
     training: TrainingSettings
     accelerator: Accelerator
     checkpoints: Checkpoints
-    optimizer: Any
     schedule: Any
     plan: Plan
     evaluate: Callable[[nn.Module], dict[str, float]]
@@ -130,12 +131,11 @@ class _Trainer:
         lengths = (lambda: lesson.item_lengths) if isinstance(lesson, OfKnownLengths) else None
         self.order = Order(self.plan, self.training.seed, lengths if self.training.group_by_length else None)
         self.watch = Stopwatch(on_gpu=self.accelerator.device.type == "cuda")
-        self.alone = self.accelerator.num_processes == 1
+        self.alone = self.accelerator.num_processes == 1 and not self.steps.in_lockstep
         self.eval_steps = self.training.eval_steps or self.plan.steps_per_epoch
         self.save_steps = self.training.save_steps or self.eval_steps
         self.first_step = self.saved_step = self.position.step
         self.seconds_logged = 0.0
-        self.sharded = is_sharded(self.module)
         self.norm: torch.Tensor | None = None
 
     def run(self, title: str) -> Position:
@@ -150,7 +150,7 @@ class _Trainer:
         except Interrupted:
             self._leave()
         self._tell_time(title)
-        make_whole(self.module)
+        self.steps.finish()
         best = self.position.best_step
         if self.training.keep_best and best < self.position.step and self.checkpoints.load_best(self.module, best):
             self.tell(f"kept the weights of step {best} (best tuning {self.training.metric_for_best})")
@@ -165,14 +165,12 @@ class _Trainer:
             items = self.order.items(self.position.step, self.lesson.n_items)
             counted = self._gradients(items)
         except Interrupted:
-            self.optimizer.zero_grad(set_to_none=True)
+            self.steps.optimizer.zero_grad(set_to_none=True)
             set_random_state(before)
             raise
         with self.watch.part("optimizer"):
-            self.norm = self.accelerator.clip_grad_norm_(self.ready.parameters(), self.training.max_grad_norm)
-            self.optimizer.step()
+            self.norm = self.steps.move()
             self.schedule.step()
-            self.optimizer.zero_grad(set_to_none=True)
         self.counted = self.counted + counted
         self.position = replace(self.position, step=self.position.step + 1)
         self.progress.advance()
@@ -201,11 +199,11 @@ class _Trainer:
                     counted.places += batch.places
                 batch = batch.to(accelerator.device)
             is_last = number == len(batches) - 1
-            with nullcontext() if is_last else accelerator.no_sync(self.ready):
+            with self.steps.micro_batch(is_last):
                 with self.watch.part("forward"), accelerator.autocast():
-                    loss = lesson.loss_sum(self.ready, batch, batch_items)
+                    loss = lesson.loss_sum(self.steps.ready, batch, batch_items)
                 with self.watch.part("backward"):
-                    accelerator.backward(loss * weight)
+                    self.steps.backward(loss * weight)
             if counts:
                 loss_sum += loss.detach()
         return replace(counted, loss=loss_sum)
@@ -213,7 +211,7 @@ class _Trainer:
     def _batches(self, items: list[int]) -> list[list[int]]:
         """This process's share of a step's items, as many at once as the device holds; the last may be empty.
 
-        Processes that share a sharded model's weights must do as many batches as each other, others at least one.
+        Processes in lockstep must do as many batches as each other, others at least one.
         """
         index, processes, size = (
             self.accelerator.process_index,
@@ -223,7 +221,7 @@ class _Trainer:
         assert size != "auto"
         mine = items[index::processes]
         most = math.ceil(math.ceil(len(items) / processes) / size)
-        number = most if self.sharded else max(1, math.ceil(len(mine) / size))
+        number = most if self.steps.in_lockstep else max(1, math.ceil(len(mine) / size))
         return [mine[start : start + size] for start in range(0, number * size, size)]
 
     def _between_steps(self, title: str) -> None:
@@ -234,7 +232,7 @@ class _Trainer:
             self._log_interval(title)
         if step and self.position.evaluated_step < step and (step % self.eval_steps == 0 or last):
             self._evaluate(title)
-        if self.saved_step < step and (step % self.save_steps == 0 or last):
+        if self.saved_step < step and (step % self.save_steps == 0 or last or self._epoch_to_keep() is not None):
             self._save()
         if self._asked_to_stop() and not last:
             raise Interrupted
@@ -261,7 +259,7 @@ class _Trainer:
     def _metrics(self) -> dict[str, float]:
         self.module.eval()
         try:
-            with self.watch.part("evaluation"), whole(self.module):
+            with self.watch.part("evaluation"), self.steps.whole():
                 return self.evaluate(self.module)
         finally:
             self.module.train()
@@ -285,8 +283,15 @@ class _Trainer:
     def _save(self) -> None:
         with self.watch.part("saving"):
             counted = {name: float(value) for name, value in vars(self.counted).items()}
-            self.checkpoints.save(self.module, self.optimizer, self.schedule, self.position, counted)
+            state = (self.module, self.steps.optimizer, self.schedule, self.position)
+            self.checkpoints.save(*state, counted, epoch=self._epoch_to_keep())
         self.saved_step = self.position.step
+
+    def _epoch_to_keep(self) -> int | None:
+        """The epoch that has just ended, if its checkpoint is to be kept; the first is 1."""
+        epoch, rest = divmod(self.position.step, self.plan.steps_per_epoch)
+        every = self.training.keep_every_epochs
+        return epoch if epoch and not rest and every is not None and epoch % every == 0 else None
 
     def _asked_to_stop(self) -> bool:
         """Whether any process was: all must stop after the same step."""
@@ -317,7 +322,7 @@ class _Trainer:
         fields = {
             "train/loss": loss / counted.units,
             "train/learning_rate": self.schedule.get_last_lr()[0],
-            "train/grad_norm": float(full(self.norm)) if self.norm is not None else 0.0,
+            "train/grad_norm": float(self.norm) if self.norm is not None else 0.0,
             "train/tokens_per_second": useful / max(spent - self.seconds_logged, 1e-9),
             "train/useful_token_share": useful / max(places, 1),
             "train/peak_memory_gb": float(gathered[:, 3].max()),

@@ -1,4 +1,4 @@
-"""Models whose weights are spread over processes (FSDP2), and how to have them whole where that is needed.
+"""Models whose weights are spread over processes (FSDP 2, ZeRO-3), and how to have them whole where that is needed.
 
 What is not sharded passes through all of this unchanged.
 """
@@ -14,6 +14,8 @@ from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, distribute_tensor
 from transformers import PreTrainedModel
 
+from epicrisis.training.deepspeed import copy_into_pieces, is_piece, shape_of_whole, whole_weight
+
 
 def name_layers(module: nn.Module) -> None:
     """Tell a head what layers its model is made of: FSDP asks the outermost module, and else gathers all at once."""
@@ -24,7 +26,7 @@ def name_layers(module: nn.Module) -> None:
 
 
 def is_sharded(module: nn.Module) -> bool:
-    """Whether any weight of the module lies in parts on several processes."""
+    """Whether FSDP keeps the weights of the module in parts on several processes."""
     return any(isinstance(part, FSDPModule) for part in module.modules())
 
 
@@ -53,11 +55,21 @@ def whole(module: nn.Module) -> Iterator[None]:
 
 def full(tensor: torch.Tensor) -> torch.Tensor:
     """The tensor itself, or all parts of a sharded one; then every process must call it."""
+    if is_piece(tensor):
+        return whole_weight(tensor)
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def whole_shape(parameter: torch.Tensor) -> torch.Size:
+    """The shape of a weight, sharded or not, when all of it is there."""
+    return shape_of_whole(parameter) if is_piece(parameter) else parameter.shape
 
 
 def copy_into(parameter: torch.Tensor, value: torch.Tensor) -> None:
     """Set a weight, sharded or not, to a value that every process has whole."""
+    if is_piece(parameter):
+        copy_into_pieces(parameter, value)
+        return
     if isinstance(parameter, DTensor):
         value = distribute_tensor(value.to(parameter.device), parameter.device_mesh, parameter.placements)
     parameter.copy_(value)
