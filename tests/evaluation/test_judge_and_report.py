@@ -14,7 +14,7 @@ from rich.console import Console
 from epicrisis.evaluation.calibration import fit_temperature
 from epicrisis.evaluation.canaries import canaries
 from epicrisis.evaluation.judge import Judgement, Scope, judge, print_results, results_text
-from epicrisis.evaluation.plots import plot_all, plot_lengths, plot_loss, precision_steps
+from epicrisis.evaluation.plots import plot_all, plot_lengths, precision_steps
 from epicrisis.evaluation.predictions import binary_predictions, with_split
 from epicrisis.evaluation.report import (
     CorpusContent,
@@ -260,16 +260,6 @@ def test_without_bins_the_plot_says_so() -> None:
     assert [axes.texts[0].get_text() for axes in plot_lengths(BINS.clear(), "demo").axes] == [
         "too few narratives to draw"
     ] * 2
-
-
-def test_losses_are_drawn_where_they_are_known() -> None:
-    history = pl.DataFrame(
-        {"step": [2, 4, 6], "train": [3.0, float("nan"), 2.0], "tuning": [None, 2.5, None]},
-        schema={"step": pl.Int64, "train": pl.Float64, "tuning": pl.Float64},
-    )
-    train, tuning = plot_loss(history, "demo").axes[0].lines
-    assert train.get_xydata().tolist() == [[2, 3.0], [6, 2.0]]
-    assert tuning.get_xydata().tolist() == [[4, 2.5]]
 
 
 def test_a_run_without_predictions_has_a_report_too(tmp_path: Path) -> None:

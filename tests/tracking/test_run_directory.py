@@ -24,6 +24,8 @@ def test_the_layout(tmp_path: Path) -> None:
         "checkpoints",
         "config.yaml",
         "environment.json",
+        "hyperparameters.json",
+        "metadata.json",
         "plots",
         "predictions",
     ]

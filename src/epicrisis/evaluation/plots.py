@@ -1,5 +1,4 @@
-"""ROC, precision-recall and reliability plots of all arms on one task, few-shot curves, narrative lengths,
-losses: PNG files."""
+"""ROC, precision-recall and reliability plots of all arms on one task, few-shot curves, narrative lengths: as PNG."""
 
 from __future__ import annotations
 
@@ -119,25 +118,6 @@ def plot_lengths(bins: pl.DataFrame, title: str) -> Figure:
         panels[0].legend(frameon=False, fontsize=9)
         if len(told) > 1:
             panels[0].set_title(part["told"][0], loc="left", fontsize=9)
-    return figure
-
-
-def plot_loss(history: pl.DataFrame, title: str) -> Figure:
-    """Loss against optimiser steps. history: step · train? · tuning?, null or NaN where there is no figure."""
-    figure = new_figure(f"Loss · {title}", size=(6.4, 4.2))
-    axes = figure.add_subplot(xlabel="optimiser step", ylabel="loss per supervised token")
-    axes.spines[["top", "right"]].set_visible(False)
-    for place, name in enumerate(("train", "tuning")):
-        known = history.select("step", pl.col(name).fill_nan(None)).drop_nulls()
-        axes.plot(
-            known["step"],
-            known[name],
-            label=name,
-            color=COLOURS[place],
-            linestyle=LINES[place],
-            marker="o" if name == "tuning" else None,
-        )
-    axes.legend(frameon=False)
     return figure
 
 

@@ -84,6 +84,7 @@ class ReportContent(PageContent):
     judgement: from `judge`. canaries: from `canaries`. arm_notes: {arm: what its fitting had to say}. baseline:
     the arm that the others are compared with. few_shot: the results on fewer shots than those of the judgement.
     rows_fingerprint: of the judged rows and their labels (`rows_fingerprint` in cohort). timings: how long arms took.
+    metrics: of a single run, what it ended with (`tuning/auroc`, `held_out/auroc`), for the summary.
     """
 
     judgement: Judgement
@@ -93,6 +94,7 @@ class ReportContent(PageContent):
     few_shot: pl.DataFrame | None = None
     rows_fingerprint: str | None = None
     timings: Mapping[str, Timing] = field(default_factory=dict)
+    metrics: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def results(self) -> pl.DataFrame:
@@ -204,7 +206,9 @@ def summary(content: ReportContent) -> dict[str, Any]:
         "n_positive": judgement.n_positive,
         "positives": dict(judgement.positives),
         "n_subjects": judgement.n_subjects,
+        "splits": content.splits.to_dicts() if content.splits is not None else [],
         "rows_fingerprint": content.rows_fingerprint,
+        "metrics": dict(content.metrics),
         "timing": {arm: _timing(timing) for arm, timing in content.timings.items()},
         "few_shot": _few_shot_figures(content),
         "arms": {

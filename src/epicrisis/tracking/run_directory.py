@@ -2,29 +2,31 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
-import math
 import os
-import platform
 import shutil
-import subprocess
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import polars as pl
-import psutil
 from omegaconf import OmegaConf
 
 from epicrisis.settings.problems import refuse
+from epicrisis.tracking import run_record
+from epicrisis.tracking.environment import environment
+from epicrisis.tracking.writing import plain, replacing
+
+__all__ = ["PATIENT_FIELDS", "RunDirectory", "check_openable", "open_run", "plain", "replacing", "write_config"]
 
 FOLDERS = ("predictions", "checkpoints", "adapters/clinical", "adapters/downstream", "plots")
 PRODUCTS = (
     "metrics.jsonl",
+    "hyperparameters.json",
+    "metadata.json",
+    "logs",
     "results.csv",
     "summary.json",
     "SUMMARY.txt",
@@ -32,49 +34,13 @@ PRODUCTS = (
     "report.html",
     "predictions",
     "plots",
+    *("wandb", "mlflow", "tensorboard"),
 )
 PRODUCTS_OF_TRAINING = (
     *("checkpoints", "adapters", "model", "snapshots", "sequences", "embeddings", "judged"),
     *("code_vectors.csv", "fused", "stamps"),
 )
-PACKAGES = (
-    *(
-        "epicrisis",
-        "torch",
-        "transformers",
-        "peft",
-        "trl",
-        "accelerate",
-        "bitsandbytes",
-        "unsloth",
-        "datasets",
-    ),
-    *(
-        "evaluate",
-        "polars",
-        "pyarrow",
-        "numpy",
-        "scikit-learn",
-        "xgboost-cpu",
-        "xgboost",
-        "lightgbm",
-        "pydantic",
-        "omegaconf",
-    ),
-)
 PATIENT_FIELDS = frozenset({"subject_id", "prediction_time", "narrative", "text_value", "patient_id"})
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A temporary name beside `path`; what is written there takes its place only when the block ends well."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        yield temporary
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 @dataclass(frozen=True)
@@ -111,6 +77,16 @@ class RunDirectory:
     @property
     def summary_text(self) -> Path:
         return self.path / "SUMMARY.txt"
+
+    @property
+    def hyperparameters(self) -> Path:
+        """What defines the model and its training."""
+        return self.path / "hyperparameters.json"
+
+    @property
+    def metadata(self) -> Path:
+        """Which run this is, when it ran, and how it ended."""
+        return self.path / "metadata.json"
 
     @property
     def timing(self) -> Path:
@@ -157,6 +133,11 @@ class RunDirectory:
         with open(self.metrics, "ab", buffering=0) as file:
             file.write(text.encode())
 
+    def read_json(self, name: str) -> dict[str, Any]:
+        """A JSON file of the run; empty where there is none."""
+        file = self.path / name
+        return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+
     def history(self) -> list[dict[str, Any]]:
         """All lines logged so far; empty before the first."""
         if not self.metrics.is_file():
@@ -176,7 +157,8 @@ class RunDirectory:
         return self.results
 
     def finish(self, summary: Mapping[str, Any], text: str) -> None:
-        """Write SUMMARY.txt and then summary.json, whose presence says that the run is finished."""
+        """Close the record, write SUMMARY.txt and then summary.json, whose presence says that the run is finished."""
+        run_record.close(self, "finished", summary)
         with replacing(self.summary_text) as part:
             part.write_text(text.rstrip() + "\n", encoding="utf-8")
         self.write_json("summary.json", summary)
@@ -201,6 +183,7 @@ def open_run(
     previous = _read_config(run)
     write_config(run, config)
     run.write_json("environment.json", environment())
+    run_record.begin(run, plain(config))
     if resume and previous is not None:
         run.log(event="resumed", changed_settings=_changed_keys(previous, plain(config)))
     return run
@@ -232,35 +215,6 @@ def write_config(run: RunDirectory, config: Mapping[str, Any]) -> None:
     """Write the resolved configuration as YAML."""
     with replacing(run.config) as part:
         part.write_text(OmegaConf.to_yaml(OmegaConf.create(plain(config))), encoding="utf-8")
-
-
-def environment() -> dict[str, Any]:
-    """Versions, git commit and hardware. No host name, user name or path is recorded."""
-    return {
-        "python": platform.python_version(),
-        "packages": _package_versions(),
-        "git": _git_state(),
-        "system": platform.system(),
-        "machine": platform.machine(),
-        "cpu_count": os.cpu_count(),
-        "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
-        "gpus": _gpu_names(),
-    }
-
-
-def plain(value: Any) -> Any:
-    """The value as JSON can hold it: paths as text, tuples as lists, NumPy scalars as numbers."""
-    if isinstance(value, Mapping):
-        return {str(key): plain(item) for key, item in value.items()}
-    if isinstance(value, set | frozenset):
-        return plain(sorted(value, key=str))
-    if isinstance(value, list | tuple):
-        return [plain(item) for item in value]
-    if hasattr(value, "item") and getattr(value, "ndim", None) == 0:
-        return plain(value.item())
-    if isinstance(value, float) and not math.isfinite(value):
-        return "NaN" if math.isnan(value) else ("Infinity" if value > 0 else "-Infinity")
-    return value if value is None or isinstance(value, bool | int | float | str) else str(value)
 
 
 def _check_fields(fields: Mapping[str, Any]) -> None:
@@ -302,44 +256,3 @@ def _changed_keys(before: Mapping[str, Any], after: Mapping[str, Any], prefix: s
         elif old != new:
             changed.append(f"{prefix}{key}")
     return changed
-
-
-def _package_versions() -> dict[str, str]:
-    versions = {}
-    for name in PACKAGES:
-        try:
-            versions[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return versions
-
-
-def _git_state() -> dict[str, Any] | None:
-    """The commit of the checkout the package runs from, and whether files differ; None outside of one."""
-    here = Path(__file__).resolve().parent
-    tracked = _git(here, "ls-files", "--error-unmatch", Path(__file__).name)
-    commit = _git(here, "rev-parse", "HEAD")
-    if tracked is None or commit is None:
-        return None
-    return {
-        "commit": commit.strip(),
-        "modified": bool((_git(here, "status", "--porcelain", "-uno") or "").strip()),
-    }
-
-
-def _git(folder: Path, *arguments: str) -> str | None:
-    try:
-        answer = subprocess.run(
-            ["git", *arguments], cwd=folder, capture_output=True, text=True, timeout=10, check=False
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return answer.stdout if answer.returncode == 0 else None
-
-
-def _gpu_names() -> list[str]:
-    import torch
-
-    if not torch.cuda.is_available():
-        return []
-    return [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]

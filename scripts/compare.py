@@ -1,0 +1,8 @@
+"""`epicrisis compare` as a file of its own."""
+
+import sys
+
+from epicrisis.commands import run_command
+
+if __name__ == "__main__":
+    sys.exit(run_command("compare"))
