@@ -1,4 +1,4 @@
-"""What a report tells of narratives: those of the arms' own rows, each telling once, losses of the last attempt."""
+"""What a report tells of narratives: those of the arms' own rows, each telling once."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import polars as pl
 import pytest
 
 from epicrisis.cohort import Cohort, build_cohort
-from epicrisis.commands.judging import losses, measured_arms
+from epicrisis.commands.told_narratives import measured_arms
 from epicrisis.corpus.prepare import prepare
 from epicrisis.corpus.telling import Telling, fit_narrator
 from epicrisis.llm.tiny_models import train_tokenizer
@@ -72,21 +72,3 @@ def test_narratives_of_other_rows_are_not_taken_for_the_cohorts(cohort, arm):
     place = arm("one", cohort.select("held_out")[1:])
     told = measured_arms(cohort.rows, {"one": place})
     assert told["one"].lengths["split"].to_list() == ["train", "tuning"]
-
-
-def test_losses_of_a_resumed_run():
-    history = [
-        {"step": None, "event": "resumed"},
-        {"step": 2, "train/loss": 3.0},
-        {"step": 4, "train/loss": 2.5},
-        {"step": 4, "eval/loss": 2.75, "eval/perplexity": 15.6},
-        {"step": 6, "train/loss": 9.0},
-        {"step": 8, "train/loss": 9.5},
-        {"step": 6, "train/loss": "NaN"},
-    ]
-    table = losses(history)
-    assert table["step"].to_list() == [2, 4, 6]
-    assert table["train"].to_list()[:2] == [3.0, 2.5]
-    assert table["train"].is_nan().to_list() == [False, False, True]
-    assert table["tuning"].to_list() == [None, 2.75, None]
-    assert losses([]).is_empty()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -50,6 +51,10 @@ def test_trained_predicted_evaluated_and_reported(dataset: Path, base: Path, tmp
     assert set(results["n"]) == {kept.select("subject_id", "prediction_time").unique().height}
     assert set(results["n_positive"]) == {kept.unique("subject_id")["observed"].sum()}
     assert kept["horizon_days"].unique().sort().to_list() == [180, 365]
+    ended = json.loads((tmp_path / "run" / "summary.json").read_text())["metrics"]
+    assert {f"{split}/{metric}" for split in ("tuning", "held_out") for metric in METRICS} - set(ended) == {
+        "tuning/oracle_lift_share"
+    }
     page = (tmp_path / "run" / "report.html").read_text()
     assert "C-index (Uno)" in page
     assert "Brier at 365 days" in page

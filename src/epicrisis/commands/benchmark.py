@@ -23,7 +23,9 @@ from epicrisis.settings.load import parse_overrides, read_yaml
 from epicrisis.settings.schema import ArmSettings
 from epicrisis.tracking.progress import say
 from epicrisis.tracking.run_directory import RunDirectory, open_run
+from epicrisis.tracking.run_record import recording
 from epicrisis.tracking.stamps import mark_done, stage_done
+from epicrisis.tracking.trackers import refuse_uninstalled, track
 
 _SHARED = ("data", "benchmark", "evaluation")
 """What no arm may change: all are judged on the same rows in the same way."""
@@ -32,27 +34,30 @@ _SHARED = ("data", "benchmark", "evaluation")
 def run(config_filepath: Path | None, overrides: Sequence[str]) -> None:
     """Fit every arm of `benchmark.arms`, on few shots too where asked, and judge them together.
 
-    An arm that finished before with the same settings on the same rows is not run again.
+    An arm that finished before with the same settings on the same rows is not run again. Trackers are told of the
+    benchmark's own table and plots, not of the arms' steps.
     """
     settings = load_settings(config_filepath, overrides)
     tree = tree_of(config_filepath, overrides)
     if not settings.benchmark.arms:
         raise refuse("benchmark.arms", "no arm is listed", "list at least one, as configs/demo/benchmark.yaml does")
     arms = settings_of_arms(settings, tree)
+    refuse_uninstalled(settings)
     state = processes()
     refuse_unopenable(_reopening(settings))
     cohort, lookups = open_inputs(settings, state)
     refuse_unless_all_runnable(arms, cohort, lookups)
-    directory = open_together(_reopening(settings), state)
-    predictions: dict[str, Predictions] = {}
-    for draw in draws_of(settings):
-        seen = replace(cohort, rows=shots(cohort.rows, draw.k, draw.replicate, settings.training.seed))
-        predictions = {
-            name: _run_arm(_on(own, draw), seen, lookups, f"{name}, {draw}" if draw.k else name, state)
-            for name, own in arms.items()
-        }
-    if state.is_main_process:
-        judge_and_report(directory, settings, cohort, lookups, predictions, arm_directories(settings))
+    directory, main = open_together(_reopening(settings), state), state.is_main_process
+    with track(directory, settings, active=main) as tracked, recording(directory, active=main):
+        predictions: dict[str, Predictions] = {}
+        for draw in draws_of(settings):
+            seen = replace(cohort, rows=shots(cohort.rows, draw.k, draw.replicate, settings.training.seed))
+            predictions = {
+                name: _run_arm(_on(own, draw), seen, lookups, f"{name}, {draw}" if draw.k else name, state)
+                for name, own in arms.items()
+            }
+        if main:
+            judge_and_report(tracked, settings, cohort, lookups, predictions, arm_directories(settings))
 
 
 def tree_of(config_filepath: Path | None, overrides: Sequence[str]) -> dict[str, Any]:
@@ -135,7 +140,7 @@ def _reopening(settings: Settings) -> Settings:
 def _inputs_of(settings: Settings, cohort: Cohort, lookups: Lookups) -> dict[str, Any]:
     """All that decides an arm's predictions: settings, data, rows, words and the clinical adapter's content."""
     decisive = settings.resolved()
-    for section in ("benchmark", "evaluation", "synthetic", "wandb"):
+    for section in ("benchmark", "evaluation", "synthetic", "wandb", "mlflow", "tensorboard"):
         del decisive[section]
     for key in ("output_dir", "overwrite_output_dir", "resume", "logging_steps"):
         del decisive["training"][key]
@@ -165,7 +170,8 @@ def _run_arm(settings: Settings, cohort: Cohort, lookups: Lookups, name: str, st
         say(f"{name}: fitting")
         open_run(path, settings.resolved(), overwrite=not settings.training.resume, resume=settings.training.resume)
     state.wait_for_everyone()
-    predictions = fit_and_predict(settings, cohort, lookups, directory)
+    with recording(directory, active=state.is_main_process):
+        predictions = fit_and_predict(settings, cohort, lookups, directory)
     if state.is_main_process:
         mark_done(path, "arm", inputs, [directory.predictions(split) for split in SPLITS_JUDGED])
     state.wait_for_everyone()

@@ -1,40 +1,31 @@
-"""What a run shows in the end: arms' predictions judged on the same rows, and how its narratives turned out."""
+"""What a run shows in the end: arms' predictions judged on the same rows, in a table, plots and a report."""
 
 from __future__ import annotations
 
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import polars as pl
-from omegaconf import OmegaConf
 
 from epicrisis.cohort import Cohort, rows_fingerprint
 from epicrisis.cohort.few_shot import REPLICATES, Draw, draws, shortfalls
 from epicrisis.cohort.task import kind_of_labels
 from epicrisis.commands.inputs import coverage_of, task_name
 from epicrisis.commands.oracle import OracleArm
-from epicrisis.corpus.lengths import epoch_seed, length_bins, length_table, packing_table
-from epicrisis.corpus.prepare import KEYS, Prepared
+from epicrisis.commands.told_narratives import LENGTHS, facts_of, lengths_of, measured_arms, plotted
 from epicrisis.evaluation.calibration import Temperature, fit_temperature
 from epicrisis.evaluation.canaries import Canary, canaries, history_scalars
 from epicrisis.evaluation.few_shot import METRICS, print_curves
 from epicrisis.evaluation.judge import Judgement, Scope, Timing, judge, print_results
-from epicrisis.evaluation.plots import plot_all, plot_few_shot, plot_lengths, plot_loss, save
+from epicrisis.evaluation.plots import plot_all, plot_few_shot, save
 from epicrisis.evaluation.predictions import one_against_rest, read_predictions, task_predictions, with_split
-from epicrisis.evaluation.report import (
-    CorpusContent,
-    ReportContent,
-    split_counts,
-    write_corpus_report,
-    write_report,
-)
+from epicrisis.evaluation.report import ReportContent, split_counts, write_report
 from epicrisis.evaluation.survival_plots import plot_survival
 from epicrisis.narrative import Lookups
-from epicrisis.narrative.coverage import coverage, hide_few, unresolved, write_coverage, write_csv
+from epicrisis.narrative.coverage import hide_few
 from epicrisis.settings import Settings, refuse
 from epicrisis.settings.schema import ArmSettings
 from epicrisis.tracking.progress import say
@@ -44,26 +35,6 @@ Predictions = dict[str, pl.DataFrame]
 """One arm's predictions tables by split (tuning, held_out)."""
 
 ORACLE = "oracle"
-LENGTHS = "narrative lengths"
-READERS = ("llm", "encoder", "frozen_encoder")
-"""Arms that read narratives token by token."""
-
-SHARED_ROWS = (
-    "each narrative with its question after it; those of one batch are laid into the rows of at most "
-    "model.max_length that cost least to compute, where none sees another"
-)
-"""How classification batches narratives."""
-
-
-@dataclass(frozen=True)
-class Measured:
-    """How the narratives of a run, or of an arm, were told, and how long they are."""
-
-    facts: dict[str, Any]
-    lengths: pl.DataFrame
-    """As `length_table` returns it."""
-    bins: pl.DataFrame
-    """As `length_bins` returns it, with `budget`."""
 
 
 def judge_and_report(
@@ -79,7 +50,7 @@ def judge_and_report(
     arms: of a benchmark on few shots, the predictions of its last draw (see `draws_of`); those of the others are
     read where they lie. places: the arms' run directories; of a single run, that itself.
     """
-    arms = {**_oracle(settings, cohort), **arms}
+    own, arms = arms, {**_oracle(settings, cohort), **arms}
     held_out = {arm: tables["held_out"] for arm, tables in arms.items()}
     dataset, task = task_name(settings, cohort)
     is_benchmark = run.dir not in {place.dir for place in places.values()}
@@ -92,7 +63,12 @@ def judge_and_report(
     if few_shot is not None:
         plots = {**_few_shot_curves(pl.concat([few_shot, judgement.results]), run.plots, title), **plots}
     notes = _shortfalls(cohort, [*others, last])
-    write_report(run, _content(run, settings, cohort, lookups, judgement, plots, places, few_shot, notes))
+    content = _content(run, settings, cohort, lookups, judgement, plots, places, few_shot, notes)
+    if not is_benchmark:
+        metrics = _final_metrics(cohort, judgement, own)
+        run.log(event="judged", **metrics)
+        content = replace(content, metrics=metrics)
+    write_report(run, content)
     print_results(judgement)
     if few_shot is not None:
         print_curves(pl.concat([few_shot, judgement.results]), "auroc")
@@ -138,6 +114,27 @@ def _judged(settings: Settings, cohort: Cohort, arms: Mapping[str, Predictions],
         seed=settings.training.seed,
         train=cohort.select("train"),
     )
+
+
+def _final_metrics(cohort: Cohort, judgement: Judgement, single: Mapping[str, Predictions]) -> dict[str, float]:
+    """Every number that a single run ended with, under `tuning/<metric>` and `held_out/<metric>`.
+
+    Tuning is judged without intervals, and not by what was calibrated on it; without rows there it is left out.
+    """
+    [(arm, tables)] = single.items()
+    judged = {"held_out": judgement.estimates[arm]}
+    rows = cohort.select("tuning")
+    if not rows.is_empty():
+        scope = replace(judgement.scope, split="tuning")
+        train = cohort.select("train")
+        tuning = judge({arm: tables["tuning"]}, rows, scope, oracle=None, n_resamples=0, train=train)
+        judged = {"tuning": tuning.estimates[arm], **judged}
+    return {
+        f"{split}/{metric}": estimate.value
+        for split, estimates in judged.items()
+        for metric, estimate in estimates.items()
+        if estimate.value is not None
+    }
 
 
 def _few_shot_curves(results: pl.DataFrame, folder: Path, title: str) -> dict[str, Path]:
@@ -206,7 +203,7 @@ def _content(
     scalars = history_scalars(history.events(), cohort.rows)
     told = measured_arms(cohort.rows, places)
     if told:
-        plots = {**plots, LENGTHS: _plotted(run, told, ", ".join(task_name(settings, cohort)))}
+        plots = {**plots, LENGTHS: plotted(run, told, ", ".join(task_name(settings, cohort)))}
     return ReportContent(
         judgement,
         plots=plots,
@@ -215,8 +212,8 @@ def _content(
         canaries=_canaries(settings, scalars, cohort.rows),
         cohort_notes=[*cohort.notes, *notes, *lookups.notes],
         few_shot=few_shot,
-        narrative=_facts(told),
-        lengths=_lengths(told),
+        narrative=facts_of(told),
+        lengths=lengths_of(told),
         arm_notes=_arm_notes(places),
         baseline=settings.benchmark.reference,
         rows_fingerprint=rows_fingerprint(cohort.select("held_out")),
@@ -236,144 +233,6 @@ def _canaries(settings: Settings, scalars: pl.DataFrame, rows: pl.DataFrame) -> 
     known = rows.filter(comes | (followed.field("days") > horizon)).with_columns(label=comes)
     found = canaries(scalars, known, n_resamples=n_resamples)
     return [replace(canary, reads=f"{canary.reads}; for the event by {horizon:g} days") for canary in found]
-
-
-def measured_arms(rows: pl.DataFrame, places: Mapping[str, RunDirectory]) -> dict[str, Measured]:
-    """The narratives of the arms that read any, by arm; arms whose figures are all the same share one entry.
-
-    rows: of the cohort. A split whose narratives are of other rows, such as those of a later prediction, is left
-    out.
-    """
-    measured: dict[str, Measured] = {}
-    names: dict[str, list[str]] = {}
-    for name, place in places.items():
-        arm = _measured_arm(rows, place)
-        if arm is not None:
-            figures = json.dumps([arm.facts, arm.lengths.to_dicts()])
-            measured[figures] = arm
-            names.setdefault(figures, []).append(name)
-    return {", ".join(arms): measured[figures] for figures, arms in names.items()}
-
-
-def _measured_arm(rows: pl.DataFrame, place: RunDirectory) -> Measured | None:
-    told_as = place.dir / "adapters" / "narrative.json"
-    config: Any = OmegaConf.to_container(OmegaConf.load(place.config)) if place.config.is_file() else {}
-    if config.get("arm") not in READERS or not told_as.is_file():
-        return None
-    parts: dict[str, pl.DataFrame] = {}
-    for prepared in (Prepared(place.dir), Prepared(place.dir / "judged")):
-        for split in prepared.splits():
-            if split not in parts and _is_of(prepared, split, rows):
-                parts[split] = prepared.lengths([split])
-    if not parts:
-        return None
-    told = json.loads(told_as.read_text())
-    return measure(pl.concat(parts.values()), told, config["model"]["model_name"], rows=SHARED_ROWS)
-
-
-def _is_of(prepared: Prepared, split: str, rows: pl.DataFrame) -> bool:
-    told = prepared.narratives(split).select(KEYS).collect()
-    return told.sort(KEYS).equals(rows.filter(pl.col("split") == split).select(KEYS).sort(KEYS))
-
-
-def measure(lengths: pl.DataFrame, told: Mapping[str, Any], tokenizer: str, **more: str) -> Measured:
-    """lengths: as `Prepared.lengths` returns them. told: what `Telling.inputs` says of how they came about."""
-    budget = told["max_tokens"]
-    facts = {name: told[name] for name in ("style", "dates", "values")}
-    facts |= {"tokenizer": tokenizer, "token_budget": budget or "none", **more}
-    bins = length_bins(lengths).with_columns(budget=pl.lit(budget, pl.Int64))
-    return Measured(facts, length_table(lengths, told["style"], tokenizer), bins)
-
-
-def _facts(told: Mapping[str, Measured]) -> dict[str, Any]:
-    if len(told) == 1:
-        return next(iter(told.values())).facts
-    return {label: one.facts for label, one in told.items()}
-
-
-def _lengths(told: Mapping[str, Measured]) -> pl.DataFrame | None:
-    tables = [one.lengths.select(pl.lit(label).alias("arm"), pl.all()) for label, one in told.items()]
-    whole = pl.concat(tables) if tables else None
-    return whole.drop("arm") if whole is not None and len(tables) == 1 else whole
-
-
-def _plotted(run: RunDirectory, told: Mapping[str, Measured], title: str) -> Path:
-    bins = pl.concat(one.bins.select(pl.lit(label).alias("told"), pl.all()) for label, one in told.items())
-    return save(plot_lengths(bins, title), run.plots / "narrative_lengths.png")
-
-
-def report_corpus(
-    run: RunDirectory,
-    settings: Settings,
-    cohort: Cohort,
-    lookups: Lookups,
-    told: Mapping[str, Any],
-    *,
-    rows: pl.DataFrame,
-    lead: str,
-    trained: Mapping[str, Any] | None = None,
-) -> dict[str, Any]:
-    """Write what a run that predicts nothing shows of its narratives: report.html, lengths.csv, the coverage.
-
-    told: what `Telling.inputs` says of how they came about. rows: those that were told. lead: what the run did.
-    trained: figures of a pretraining on them, whose losses are drawn too. Returns figures for the run's summary.
-    """
-    prepared = Prepared(run.dir)
-    lengths = prepared.lengths()
-    measured = measure(lengths, told, settings.model.model_name)
-    write_csv(measured.lengths, run.dir / "lengths.csv")
-    packing = packing_table(
-        lengths,
-        settings.model.max_length,
-        repeat_header=settings.narrative.repeat_header,
-        seeds={"train": epoch_seed(settings.training.seed, 0)} if trained else None,
-    )
-    dataset, _ = task_name(settings, cohort)
-    title = f"{dataset} · {'continued pretraining' if trained else 'narratives'}"
-    content = CorpusContent(
-        title=title,
-        lead=lead,
-        figures={name: value for name, value in (trained or {}).items() if name not in packing.columns},
-        plots={**_losses(run, dataset, trained), LENGTHS: _plotted(run, {dataset: measured}, dataset)},
-        splits=split_counts(rows),
-        coverage=_covered(prepared, lookups),
-        cohort_notes=[*cohort.notes, *lookups.notes],
-        narrative=measured.facts,
-        lengths=measured.lengths,
-        packing=packing,
-        environment=json.loads(run.environment.read_text()),
-        config=settings.resolved(),
-    )
-    write_corpus_report(run, content)
-    return {"narrative": measured.facts, "lengths": measured.lengths.to_dicts(), "packing": packing.to_dicts()}
-
-
-def _covered(prepared: Prepared, lookups: Lookups) -> pl.DataFrame:
-    """Writes the coverage's own page and tables; returns what the report shows of it."""
-    counts = prepared.coverage()
-    table = coverage(counts, lookups)
-    write_coverage(prepared.directory, table, unresolved(counts, lookups))
-    return hide_few(table.drop([name for name in table.columns if name.startswith("subjects_")]))
-
-
-def _losses(run: RunDirectory, title: str, trained: Mapping[str, Any] | None) -> dict[str, Path]:
-    history = losses(run.history())
-    if not trained or history.is_empty():
-        return {}
-    return {"loss": save(plot_loss(history, title), run.plots / "loss.png")}
-
-
-def losses(history: Sequence[Mapping[str, Any]]) -> pl.DataFrame:
-    """step · train? · tuning? of a run's log, by step; of a step that was taken again after a resume, the last."""
-    names = {"train/loss": "train", "eval/loss": "tuning"}
-    logged = [line for line in history if line["step"] is not None and any(name in line for name in names)]
-    steps: dict[int, dict[str, float]] = {}
-    for line in logged:
-        told = {ours: float(line[name]) for name, ours in names.items() if name in line}
-        steps[line["step"]] = steps.get(line["step"], {}) | told
-    last = logged[-1]["step"] if logged else 0
-    rows = [{"step": step, **told} for step, told in sorted(steps.items()) if step <= last]
-    return pl.DataFrame(rows, schema={"step": pl.Int64, "train": pl.Float64, "tuning": pl.Float64})
 
 
 def _oracle(settings: Settings, cohort: Cohort) -> dict[str, Predictions]:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from epicrisis.commands.judging import READERS, report_corpus
+from epicrisis.commands.corpus_report import report_corpus
 from epicrisis.commands.processes import processes
+from epicrisis.commands.told_narratives import READERS
 from epicrisis.commands.train import open_inputs, open_together, refuse_unopenable
 from epicrisis.corpus.executors import executor_for
 from epicrisis.corpus.lengths import lengths_text
@@ -14,6 +15,7 @@ from epicrisis.corpus.prepare import prepare
 from epicrisis.corpus.telling import Telling
 from epicrisis.settings import Settings, load_settings, refuse
 from epicrisis.tracking.progress import say
+from epicrisis.tracking.run_record import recording
 from epicrisis.training.device import make_accelerator
 
 
@@ -28,14 +30,15 @@ def run(config_filepath: Path | None, overrides: Sequence[str]) -> None:
     tell = teller_of(settings)
     cohort, lookups = open_inputs(settings, state, training=False)
     run_directory = open_together(settings, state)
-    history = cohort.history(cohort.rows)
-    telling = tell(settings, lookups, cohort.rows, history, run_directory.dir, make_accelerator(settings.training))
-    prepared = prepare(cohort.rows, history, telling, run_directory.dir, executor_for(settings.prepare))
-    if state.is_main_process:
-        said = lengths_text(prepared.lengths())
-        lead = f"{cohort.rows.height:,} narratives told and tokenised; nothing was trained."
-        report_corpus(run_directory, settings, cohort, lookups, telling.inputs(), rows=cohort.rows, lead=lead)
-        say(f"{said}\nnarratives, tokens, coverage.html and report.html in {run_directory.dir}")
+    with recording(run_directory, active=state.is_main_process, ends="prepared"):
+        history = cohort.history(cohort.rows)
+        telling = tell(settings, lookups, cohort.rows, history, run_directory.dir, make_accelerator(settings.training))
+        prepared = prepare(cohort.rows, history, telling, run_directory.dir, executor_for(settings.prepare))
+        if state.is_main_process:
+            said = lengths_text(prepared.lengths())
+            lead = f"{cohort.rows.height:,} narratives told and tokenised; nothing was trained."
+            report_corpus(run_directory, settings, cohort, lookups, telling.inputs(), rows=cohort.rows, lead=lead)
+            say(f"{said}\nnarratives, tokens, coverage.html and report.html in {run_directory.dir}")
 
 
 def teller_of(settings: Settings) -> Callable[..., Telling]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import os
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -12,20 +13,23 @@ from accelerate import PartialState
 
 from epicrisis.cohort import Cohort
 from epicrisis.commands.arms import make_arm, pretrainer_of
-from epicrisis.commands.inputs import open_cohort, open_lookups, task_name
-from epicrisis.commands.judging import Predictions, judge_and_report, losses, report_corpus
+from epicrisis.commands.corpus_report import report_corpus
+from epicrisis.commands.inputs import open_cohort, open_lookups
+from epicrisis.commands.judging import Predictions, judge_and_report
 from epicrisis.commands.preflight import refuse_unless_runnable
 from epicrisis.commands.processes import processes
 from epicrisis.corpus.lengths import lengths_text
 from epicrisis.corpus.prepare import Prepared
 from epicrisis.evaluation.judge import Timing
-from epicrisis.evaluation.plots import plot_loss, save
 from epicrisis.evaluation.predictions import task_predictions, with_split, write_predictions
 from epicrisis.narrative import Lookups
 from epicrisis.settings import Settings, load_settings
+from epicrisis.settings.tracking_checks import under_agent
+from epicrisis.settings.watched import HIGHER_IS_BETTER
 from epicrisis.tracking.progress import Stopwatch, say
 from epicrisis.tracking.run_directory import RunDirectory, check_openable, open_run
-from epicrisis.tracking.trackers import track
+from epicrisis.tracking.run_record import recording
+from epicrisis.tracking.trackers import refuse_uninstalled, track
 
 SPLITS_JUDGED = ("tuning", "held_out")
 
@@ -35,13 +39,15 @@ WORK_KEPT = ("checkpoints/*", "stamps/prepare*", "judged/*", "embeddings/*")
 
 def run(config_filepath: Path | None, overrides: Sequence[str]) -> None:
     """Pretrain or classify, as the config says."""
-    settings = load_settings(config_filepath, overrides)
+    settings = of_agents_run(load_settings(config_filepath, overrides))
+    refuse_uninstalled(settings)
     state = processes()
     refuse_unopenable(settings)
     cohort, lookups = open_inputs(settings, state)
     refuse_unless_runnable(settings, cohort, lookups)
     run_directory = open_together(settings, state)
-    with track(run_directory, settings, active=state.is_main_process) as tracked:
+    main = state.is_main_process
+    with track(run_directory, settings, active=main) as tracked, recording(run_directory, active=main):
         if settings.stage == "pretrain":
             pretrain_stage(settings, cohort, lookups, tracked)
             return
@@ -49,6 +55,17 @@ def run(config_filepath: Path | None, overrides: Sequence[str]) -> None:
         if state.is_main_process:
             name = str(settings.arm)
             judge_and_report(tracked, settings, cohort, lookups, {name: predictions}, {name: run_directory})
+
+
+def of_agents_run(settings: Settings) -> Settings:
+    """The settings as they are; where an agent of a W&B sweep started this run, in a folder named by the run's id.
+
+    So trials of one config do not meet in one run directory, and every process of a trial finds the same.
+    """
+    if not under_agent():
+        return settings
+    place = settings.training.output_dir / os.environ["WANDB_RUN_ID"]
+    return settings.model_copy(update={"training": settings.training.model_copy(update={"output_dir": place})})
 
 
 def refuse_unopenable(settings: Settings) -> None:
@@ -88,6 +105,7 @@ def pretrain_stage(settings: Settings, cohort: Cohort, lookups: Lookups, run_dir
     metrics = pretrainer_of(settings)(settings, lookups, rows, cohort.history(rows), run_directory)
     if not processes().is_main_process:
         return
+    run_directory.log(event="judged", **_final(metrics))
     if settings.arm == "llm":
         finish_adapter(settings, cohort, lookups, run_directory, rows, metrics)
     else:
@@ -111,20 +129,23 @@ def finish_adapter(
     told = json.loads((adapter / "narrative.json").read_text())
     figures = report_corpus(run_directory, settings, cohort, lookups, told, rows=rows, lead=f"{text}.", trained=metrics)
     said = lengths_text(Prepared(run_directory.dir).lengths())
-    summary = {"stage": "pretrain", **metrics, **figures, "cohort_notes": cohort.notes}
+    summary = {"stage": "pretrain", **metrics, "metrics": _final(metrics), **figures, "cohort_notes": cohort.notes}
     run_directory.finish(summary, f"{text}\n{said}")
     say(f"{text}; adapter in {adapter}, report: {run_directory.report}")
 
 
 def finish_model(settings: Settings, cohort: Cohort, run_directory: RunDirectory, metrics: dict[str, float]) -> None:
-    """The summary and the drawn losses of a model that was pretrained from scratch."""
+    """The summary of a model that was pretrained from scratch."""
     before, after = metrics["loss_before"], metrics["loss"]
     text = f"pretraining of {settings.arm}: tuning loss {before:.4f} before, {after:.4f} after"
-    history = losses(run_directory.history())
-    if not history.is_empty():
-        save(plot_loss(history, task_name(settings, cohort)[0]), run_directory.plots / "loss.png")
-    run_directory.finish({"stage": "pretrain", **metrics, "cohort_notes": cohort.notes}, text)
+    summary = {"stage": "pretrain", **metrics, "metrics": _final(metrics), "cohort_notes": cohort.notes}
+    run_directory.finish(summary, text)
     say(f"{text}; model in {run_directory.dir / 'model'}")
+
+
+def _final(metrics: Mapping[str, float]) -> dict[str, float]:
+    """What a pretraining ended with on tuning, by the names under which runs are compared: `tuning/loss`."""
+    return {f"tuning/{name}": value for name, value in metrics.items() if name in HIGHER_IS_BETTER}
 
 
 def latest_rows(rows: pl.DataFrame) -> pl.DataFrame:

@@ -11,6 +11,7 @@ from epicrisis.settings.problems import Problem
 from epicrisis.settings.schema import Settings
 from epicrisis.settings.structured_checks import structured_problems
 from epicrisis.settings.survival_checks import survival_problems
+from epicrisis.settings.tracking_checks import tracking_problems
 from epicrisis.settings.watched import HIGHER_IS_BETTER, WATCHED
 
 _FILE_KEYS = (
@@ -48,6 +49,7 @@ def combination_problems(settings: Settings) -> list[Problem]:
         + _record_problems(settings)
         + _prepare_problems(settings)
         + _training_problems(settings)
+        + tracking_problems(settings)
         + _generation_problems(settings)
         + _optimisation_problems(settings)
     )
@@ -202,8 +204,6 @@ def _training_problems(settings: Settings) -> list[Problem]:
         problems.append(
             Problem("training.resume", "resume and overwrite_output_dir exclude each other", "keep one of the two")
         )
-    if settings.wandb.enabled and not settings.wandb.project:
-        problems.append(Problem("wandb.project", "W&B is enabled without a project", "name the project"))
     names = [arm.name for arm in settings.benchmark.arms]
     if len(set(names)) != len(names):
         problems.append(Problem("benchmark.arms", "two arms have the same name", "give each its own"))

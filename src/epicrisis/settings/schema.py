@@ -14,6 +14,7 @@ from epicrisis.settings.section import Section
 from epicrisis.settings.structured_section import StructuredSettings
 from epicrisis.settings.survival_section import SurvivalSettings
 from epicrisis.settings.tabular_section import TabularSettings
+from epicrisis.settings.tracking_section import MlflowSettings, TensorboardSettings, WandbSettings
 
 
 class ModelSettings(Section):
@@ -210,6 +211,8 @@ class TrainingSettings(Section):
     """Steps between checkpoints; at each evaluation where not given."""
     save_total_limit: int = Field(2, ge=1)
     """Latest checkpoints kept, and the best weights beside them."""
+    keep_every_epochs: int | None = Field(None, ge=1)
+    """Keep the checkpoints at the ends of every so many epochs for good, beside the latest: 1 keeps each epoch's."""
     keep_best: bool = True
     """End with the weights that did best on tuning rather than the last ones."""
     metric_for_best: str = "loss"
@@ -246,19 +249,6 @@ class SyntheticSettings(Section):
     """Subjects per event file, before they are sorted into splits."""
     novel_code_probability: float = Field(0.01, ge=0, le=1)
     """Of an everyday diagnosis, to carry a code that no table knows."""
-
-
-class WandbSettings(Section):
-    """Weights & Biases; off unless enabled."""
-
-    enabled: bool | None = None
-    """Off by default; on where `project` is given and this is not set to false."""
-    project: str | None = None
-    """The project that runs are sent to; naming it enables W&B."""
-    run_name: str | None = None
-    """What this run is called there."""
-    mode: Literal["online", "offline"] | None = None
-    """Online where WANDB_API_KEY is set, else offline."""
 
 
 class FuseSettings(Section):
@@ -359,6 +349,8 @@ class Settings(Section):
     generation: GenerationSettings = GenerationSettings()
     fuse: FuseSettings = FuseSettings()
     wandb: WandbSettings = WandbSettings()
+    mlflow: MlflowSettings = MlflowSettings()
+    tensorboard: TensorboardSettings = TensorboardSettings()
     benchmark: BenchmarkSettings = BenchmarkSettings()
 
     def resolved(self) -> dict[str, Any]:

@@ -25,6 +25,8 @@ class TabularSettings(Section):
     """Counts of the last so many days, a set of columns each; null is the whole visible history: [30, 365, null]."""
     value_features: tuple[ValueFeature, ...] = ("last",)
     """Of a code's numbers: `last`, `min`, `max`, and `trend`, the slope per year over two or more distinct times."""
+    learning_rate: float = Field(0.05, gt=0, le=1)
+    """xgboost and lightgbm: the share of each tree's answer that is added; smaller ones need more trees."""
 
     @field_validator("half_life_days")
     @classmethod
