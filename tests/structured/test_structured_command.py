@@ -29,7 +29,7 @@ def test_pretrain_classify_and_predict(data: Path, tmp_path: Path) -> None:
     assert main(["train", *keys, *first, f"training.output_dir={pretrained}"]) == 0
     summary = json.loads((pretrained / "summary.json").read_text())
     assert summary["loss"] < summary["loss_before"]
-    assert (pretrained / "plots" / "loss.png").is_file()
+    assert (pretrained / "plots" / "loss_curve.png").is_file()
     for folder in (pretrained / "model", pretrained / "snapshots" / "1000"):
         assert {"config.json", "model.safetensors", "tokenizer"} == {path.name for path in folder.iterdir()}
     second = ["stage=classify", "training.max_steps=4", f"structured.pretrained={pretrained / 'snapshots' / '1000'}"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,10 +17,12 @@ from epicrisis.cohort import Cohort
 from epicrisis.commands.benchmark import refuse_unless_all_runnable, settings_of_arms, tree_of
 from epicrisis.commands.inputs import coverage_of, open_cohort, open_lookups
 from epicrisis.commands.preflight import refuse_unless_runnable
+from epicrisis.commands.sweep import sound_sweep, wanted_trials
 from epicrisis.commands.train import latest_rows
 from epicrisis.narrative import Lookups
 from epicrisis.settings import Settings, load_settings
 from epicrisis.tracking.progress import duration
+from epicrisis.tracking.sweeps.sweep_file import is_sweep_file
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedTokenizerBase
@@ -33,8 +35,12 @@ _SAMPLE = 200
 def run(config_filepath: Path | None, overrides: Sequence[str]) -> None:
     """Print the cohort, the coverage of its codes and, for language models, tokens, steps, memory and time.
 
-    Of a benchmark all arms are asked whether they could run, and each is said to be sound by its name.
+    Of a benchmark all arms are asked whether they could run, and each is said to be sound by its name. Of a sweep file
+    all that can be asked before its first trial is, of every value that stands for its space.
     """
+    if config_filepath is not None and is_sweep_file(config_filepath):
+        _check_sweep(config_filepath, overrides)
+        return
     settings = load_settings(config_filepath, overrides)
     arms = settings_of_arms(settings, tree_of(config_filepath, overrides))
     cohort = open_cohort(settings)
@@ -46,12 +52,35 @@ def run(config_filepath: Path | None, overrides: Sequence[str]) -> None:
     else:
         refuse_unless_runnable(settings, cohort, lookups)
         print(f"config is sound: {_told(settings)}")
+    _tell(arms or {"": settings}, cohort, lookups)
+
+
+def _check_sweep(path: Path, overrides: Sequence[str]) -> None:
+    """Print what a sweep searches, how far, and what one of its trials would do."""
+    found = sound_sweep(path, overrides)
+    sweep, checked = found.sweep, found.checked
+    trials = wanted_trials(sweep, None)
+    print(f"sweep is sound: {sweep.method}, {sweep.goal} {sweep.metric}, {trials or 'as many as --count says'} trials")
+    print("\n".join(f"{key}: {own}" for key, own in sweep.space.items()))
+    if checked.default is None:
+        print(
+            f"the config's own values are not in the space, so that no trial is of them: {', '.join(checked.outside)}"
+        )
+    else:
+        print("the first trial has the config's own values")
+    print("".join(f"note: {text}\n" for text in checked.warnings), end="")
+    print(f"each trial: {_told(checked.settings)}")
+    _tell({"": checked.settings}, found.cohort, found.lookups)
+
+
+def _tell(arms: Mapping[str, Settings], cohort: Cohort, lookups: Lookups) -> None:
+    """The cohort, how much of it reads as words, and what language models cost. arms: settings by name."""
     print("\n".join(cohort.notes))
     sample = cohort.rows.sample(min(_SAMPLE, cohort.rows.height), seed=0)
     table = coverage_of(cohort, sample, lookups).filter(pl.col("vocabulary") == "*")
     readable = np.average(table["words"], weights=table["n_events"])
     print(f"{readable:.1%} of the events of {sample.height} sampled rows read as words")
-    for name, own in (arms or {"": settings}).items():
+    for name, own in arms.items():
         if own.arm == "llm":
             told = _cost(own, cohort, lookups, sample)
             print("\n".join(f"{name}: {line}" if name else line for line in told))

@@ -14,6 +14,7 @@ from scipy import sparse
 
 from epicrisis.cohort.task import BINARY_CLASSES, TaskKind, classes_of_labels, kind_of_labels, label_matrix
 from epicrisis.settings import Settings, refuse
+from epicrisis.settings.tabular_section import TabularSettings
 from epicrisis.tabular.boosted_trees import TreesModel, fit_trees
 from epicrisis.tabular.counts import CountFeatures, FeatureChoice, RowCodes, fit_features, group_by_code
 from epicrisis.tabular.examples import Examples, Tried
@@ -23,6 +24,7 @@ from epicrisis.tabular.logistic import LogisticModel, fit_logistic
 from epicrisis.tracking.run_directory import replacing
 
 MIN_TUNING_ROWS = 50
+LEARNING_RATE = TabularSettings().learning_rate
 ArmName = Literal["logistic_regression", "random_forest", "xgboost", "lightgbm"]
 FILE = "arm.json"
 
@@ -62,19 +64,23 @@ class Model(Protocol):
 
 @dataclass(frozen=True)
 class Family:
-    """A kind of model: the matrix it reads, how it is fitted and loaded, and what is fixed where nothing is tuned."""
+    """A kind of model: the matrix it reads, how it is fitted and loaded, and what is fixed where nothing is tuned.
+
+    boosted: its `fit` takes a learning rate too.
+    """
 
     matrix: Callable[[CountFeatures, RowCodes], sparse.csr_matrix]
-    fit: Callable[[Examples, Examples | None, TaskKind, int], tuple[Model, Tried]]
+    fit: Callable[..., tuple[Model, Tried]]
     load: Callable[[Path], Model]
     untuned: str
+    boosted: bool = False
 
 
 FAMILIES: dict[ArmName, Family] = {
     "logistic_regression": Family(CountFeatures.for_linear, fit_logistic, LogisticModel.load, "C fixed at 0.1"),
     "random_forest": Family(CountFeatures.for_forest, fit_forest, ForestModel.load, "leaves of one row or more"),
-    "xgboost": Family(CountFeatures.for_trees, fit_trees, TreesModel.load, "100 trees, no early stopping"),
-    "lightgbm": Family(CountFeatures.for_forest, fit_light, LightModel.load, "100 trees, no early stopping"),
+    "xgboost": Family(CountFeatures.for_trees, fit_trees, TreesModel.load, "100 trees, no early stopping", True),
+    "lightgbm": Family(CountFeatures.for_forest, fit_light, LightModel.load, "100 trees, no early stopping", True),
 }
 
 
@@ -115,18 +121,23 @@ class TabularArm:
     """Counts of visible codes, their numbers and the age, into a model that the arms below name.
 
     seed: of the model's own draws. min_subjects: train subjects that a code needs to enter the vocabulary. choice:
-    what is counted and which numbers are taken.
+    what is counted and which numbers are taken. learning_rate: of boosted trees.
     """
 
     name: ClassVar[ArmName]
     seed: int = 0
     min_subjects: int = 5
     choice: FeatureChoice = field(default_factory=FeatureChoice)
+    learning_rate: float = LEARNING_RATE
 
     @classmethod
     def of(cls, settings: Settings) -> Self:
-        """The arm of these settings."""
-        return cls(settings.training.seed, settings.tabular.min_subjects, FeatureChoice.of(settings.tabular))
+        """The arm of these settings. InputError for a learning rate of an arm that boosts no trees."""
+        keys = settings.tabular
+        if keys.learning_rate != LEARNING_RATE and not FAMILIES[cls.name].boosted:
+            fix = "leave it out, or set arm: xgboost or lightgbm"
+            raise refuse("tabular.learning_rate", f"the arm {cls.name} has none", fix)
+        return cls(settings.training.seed, keys.min_subjects, FeatureChoice.of(keys), keys.learning_rate)
 
     def fit(self, rows: pl.DataFrame, history: History, run: Run) -> FittedArm:
         """Fit on the train rows, choose on the tuning rows; rows of any other split are not looked at.
@@ -150,7 +161,8 @@ class TabularArm:
         tuning_examples = None
         if tuning_table is not None:
             tuning_examples = Examples(family.matrix(features, tuning_table), known.to_numpy())
-        model, tried = family.fit(examples, tuning_examples, kind, self.seed)
+        own = {"learning_rate": self.learning_rate} if family.boosted else {}
+        model, tried = family.fit(examples, tuning_examples, kind, self.seed, **own)
         notes = (f"{family.untuned}: {reason}",) if reason else _labels_not_tuned(family, known, kind)
         sizes = {
             "n_train": train.height,

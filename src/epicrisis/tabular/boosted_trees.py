@@ -16,7 +16,7 @@ from epicrisis.tabular.counts import CountFeatures, RowCodes
 from epicrisis.tabular.examples import Examples, Tried, fit_parts, threads, two_classes
 from epicrisis.tracking.run_directory import replacing
 
-SETTINGS = {"tree_method": "hist", "max_depth": 4, "eta": 0.05, "subsample": 0.8, "colsample_bytree": 0.5}
+SETTINGS = {"tree_method": "hist", "max_depth": 4, "subsample": 0.8, "colsample_bytree": 0.5}
 OBJECTIVES = {
     "binary": {"objective": "binary:logistic", "eval_metric": "auc"},
     "multiclass": {"objective": "multi:softprob", "eval_metric": "auc"},
@@ -67,19 +67,23 @@ class TreesModel:
         return cls(tuple(boosters), about["kind"])
 
 
-def fit_trees(train: Examples, tuning: Examples | None, kind: TaskKind, seed: int) -> tuple[TreesModel, Tried]:
+def fit_trees(
+    train: Examples, tuning: Examples | None, kind: TaskKind, seed: int, learning_rate: float
+) -> tuple[TreesModel, Tried]:
     """Fit on train; with tuning examples keep the trees up to their best AUROC, without them grow 100 rounds.
 
     Of several classes the AUROC is the mean of each against the rest, weighted by their share (XGBoost's own); of
     several labels each is fitted and stopped by itself. Gives the model and the tuning AUROC at the chosen number of
     rounds.
     """
-    boosters, tried = fit_parts(train, tuning, kind, partial(_fit, seed=seed))
+    boosters, tried = fit_parts(train, tuning, kind, partial(_fit, seed=seed, learning_rate=learning_rate))
     return TreesModel(boosters, kind), tried
 
 
-def _fit(train: Examples, tuning: Examples | None, kind: TaskKind, *, seed: int) -> tuple[xgboost.Booster, Tried]:
-    settings = {**OBJECTIVES[kind], **SETTINGS, "seed": seed, "nthread": threads()}
+def _fit(
+    train: Examples, tuning: Examples | None, kind: TaskKind, *, seed: int, learning_rate: float
+) -> tuple[xgboost.Booster, Tried]:
+    settings = {**OBJECTIVES[kind], **SETTINGS, "eta": learning_rate, "seed": seed, "nthread": threads()}
     settings |= {"min_child_weight": min(1.0, train.matrix.shape[0] / ROWS_FOR_WHOLE_WEIGHT)}
     settings |= {"num_class": train.labels.shape[1]} if kind == "multiclass" else {}
     train_data = xgboost.DMatrix(train.matrix, label=train.targets(kind))

@@ -21,7 +21,7 @@ from epicrisis.tabular.examples import Examples, Tried, fit_parts, joined, mean_
 from epicrisis.tracking.run_directory import replacing
 
 SETTINGS = {
-    **{"learning_rate": 0.05, "num_leaves": 15, "bagging_fraction": 0.8, "bagging_freq": 1, "feature_fraction": 0.5},
+    **{"num_leaves": 15, "bagging_fraction": 0.8, "bagging_freq": 1, "feature_fraction": 0.5},
     # the same trees whatever the number of threads
     **{"deterministic": True, "force_row_wise": True, "metric": "None", "verbosity": -1},
 }
@@ -67,20 +67,25 @@ class LightModel:
         return cls(tuple(lightgbm.Booster(model_str=text) for text in texts), about["kind"])
 
 
-def fit_light(train: Examples, tuning: Examples | None, kind: TaskKind, seed: int) -> tuple[LightModel, Tried]:
+def fit_light(
+    train: Examples, tuning: Examples | None, kind: TaskKind, seed: int, learning_rate: float
+) -> tuple[LightModel, Tried]:
     """Fit on train; with tuning examples keep the trees up to their best mean AUROC, without them grow 100 rounds.
 
     Of several labels each is fitted and stopped by itself. A leaf holds 20 train rows, or a twentieth of them where
     they are fewer than 400. Gives the model and the tuning AUROC at the chosen number of rounds.
     """
-    boosters, tried = fit_parts(train, tuning, kind, partial(_fit, seed=seed))
+    boosters, tried = fit_parts(train, tuning, kind, partial(_fit, seed=seed, learning_rate=learning_rate))
     return LightModel(boosters, kind), tried
 
 
-def _fit(train: Examples, tuning: Examples | None, kind: TaskKind, *, seed: int) -> tuple[lightgbm.Booster, Tried]:
+def _fit(
+    train: Examples, tuning: Examples | None, kind: TaskKind, *, seed: int, learning_rate: float
+) -> tuple[lightgbm.Booster, Tried]:
     n_rows, n_classes = train.labels.shape
     leaf = {"min_data_in_leaf": max(1, min(ROWS_IN_LEAF, n_rows // ROWS_IN_LEAF))}
-    settings = {**SETTINGS, **leaf, "objective": OBJECTIVES[kind], "seed": seed, "num_threads": threads()}
+    settings = {**SETTINGS, **leaf, "objective": OBJECTIVES[kind], "learning_rate": learning_rate}
+    settings |= {"seed": seed, "num_threads": threads()}
     settings |= {"num_class": n_classes} if kind == "multiclass" else {}
     data = lightgbm.Dataset(train.matrix, label=train.targets(kind), params=settings)
     if tuning is None or not tuning.has_every_class(kind):
