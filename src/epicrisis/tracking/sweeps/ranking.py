@@ -95,9 +95,9 @@ def write_report(study: optuna.Study, sweep: Sweep, plan: Plan, warnings: list[s
         "## Ranking",
         _markdown(table.head(_SHOWN)),
         "## What mattered",
-        _importance(study, plots),
+        _importance(study, sweep.metric, plots),
         "## How parameters go together",
-        _parallel(study, plots),
+        _parallel(study, sweep.metric, plots),
         "## What was searched",
         _space(sweep),
     ]
@@ -171,22 +171,23 @@ def _rounded(text: str) -> str:
         return text.replace("|", "\\|")
 
 
-def _importance(study: optuna.Study, plots: Path) -> str:
+def _importance(study: optuna.Study, metric: str, plots: Path) -> str:
     """The plot of each parameter's share in the variance of values, or why there is none."""
     done = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
     if len(done) < ENOUGH_FOR_IMPORTANCE:
         return f"Not told: {len(done)} finished trials are fewer than {ENOUGH_FOR_IMPORTANCE}."
     if len({trial.value for trial in done}) == 1:
         return "Not told: all finished trials have the same value."
-    return _plotted(study, plots / "importance.png", lambda: _matplotlib().plot_param_importances(study))
+    return _plotted(plots / "importance.png", lambda: _matplotlib().plot_param_importances(study, target_name=metric))
 
 
-def _parallel(study: optuna.Study, plots: Path) -> str:
+def _parallel(study: optuna.Study, metric: str, plots: Path) -> str:
     """The plot with a line for each trial through its parameters' values."""
     done = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
     if len(done) < 2:
         return "Not drawn: fewer than two trials have finished."
-    return _plotted(study, plots / "parallel_coordinates.png", lambda: _matplotlib().plot_parallel_coordinate(study))
+    file = plots / "parallel_coordinates.png"
+    return _plotted(file, lambda: _matplotlib().plot_parallel_coordinate(study, target_name=metric))
 
 
 def _matplotlib() -> Any:
@@ -198,7 +199,7 @@ def _matplotlib() -> Any:
     return plots
 
 
-def _plotted(study: optuna.Study, file: Path, draw: Callable[[], Any]) -> str:
+def _plotted(file: Path, draw: Callable[[], Any]) -> str:
     with quiet_optuna():
         axes = draw()
     figure = axes.figure
