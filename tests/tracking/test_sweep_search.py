@@ -18,6 +18,7 @@ import yaml
 from optuna.trial import TrialState
 
 from epicrisis.settings import InputError
+from epicrisis.tracking.sweeps.command_line import cores
 from epicrisis.tracking.sweeps.ranking import gain, write_report
 from epicrisis.tracking.sweeps.search import STUDY, Plan, only_search, refuse_another, search
 from epicrisis.tracking.sweeps.study import ask, open_study, quiet_optuna
@@ -217,6 +218,20 @@ def test_processes_that_outlive_a_search_are_found_by_their_folder(tmp_path: Pat
         assert other.exit_code is None
     finally:
         other.kill()
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system keeps no process to cores")
+def test_trials_at_the_same_time_share_the_cores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ours = sorted(os.sched_getaffinity(0))
+    words = [sys.executable, "-c", "import time; time.sleep(60)"]
+    trial = TrialProcess(words, tmp_path, dict(os.environ), ours[-1:])
+    try:
+        assert os.sched_getaffinity(trial._process.pid) == {ours[-1]}
+    finally:
+        trial.kill()
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: {0, 1, 2, 3, 4})
+    assert [cores(slot, 2) for slot in range(2)] == [[0, 2, 4], [1, 3]]
+    assert cores(6, 7) == cores(0, 1) == [0, 1, 2, 3, 4]
 
 
 def test_a_value_is_the_best_evaluation_or_the_last_of_anything_else(tmp_path: Path) -> None:

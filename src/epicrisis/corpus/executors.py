@@ -13,6 +13,7 @@ from typing import Any, Literal, TypeVar
 
 from epicrisis.settings import refuse
 from epicrisis.settings.schema import PrepareSettings
+from epicrisis.tracking.cores import available_cores
 
 Job = TypeVar("Job")
 Result = TypeVar("Result")
@@ -45,7 +46,7 @@ class Executor:
         if self.kind == "dask":
             yield from _on_dask(function, shared, jobs, self)
             return
-        workers = max(1, min(self.workers or available_cores(), len(jobs)))
+        workers = max(1, min(self.workers or len(available_cores()), len(jobs)))
         run = _here if workers == 1 else _in_threads if workers <= MOST_THREADS else _in_processes
         yield from run(function, shared, jobs, workers)
 
@@ -73,11 +74,6 @@ def executor_for(settings: PrepareSettings) -> Executor | None:
     return Executor(settings.executor, settings.workers, settings.scheduler)
 
 
-def available_cores() -> int:
-    """Cores that this process may use, which a cluster's scheduler can make fewer than the machine has."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def _in_processes(
     function: Callable[[Any, Job], Result], shared: Any, jobs: Sequence[Job], workers: int
 ) -> Iterator[Result]:
@@ -87,7 +83,7 @@ def _in_processes(
     waiting = deque(jobs)
     running: set[Future[Result]] = set()
     with (
-        _few_threads(max(1, available_cores() // workers)),
+        _few_threads(max(1, len(available_cores()) // workers)),
         ProcessPoolExecutor(others, context, initializer=_share, initargs=(function, shared)) as pool,
     ):
         try:
@@ -151,7 +147,7 @@ def _on_dask(
 @contextmanager
 def _dask_client(distributed: Any, executor: Executor) -> Iterator[Any]:
     if executor.scheduler is None:
-        workers = executor.workers or available_cores()
+        workers = executor.workers or len(available_cores())
         with (
             distributed.LocalCluster(n_workers=workers, threads_per_worker=1, dashboard_address=None) as cluster,
             distributed.Client(cluster) as client,

@@ -11,11 +11,12 @@ import datasets
 import polars as pl
 
 from epicrisis.cohort import History, rows_fingerprint
-from epicrisis.corpus.executors import Executor, available_cores
+from epicrisis.corpus.executors import Executor
 from epicrisis.corpus.lengths import length_statistics
 from epicrisis.corpus.part import KEYS, TOKENS, Part, prepare_part
 from epicrisis.corpus.telling import Telling
 from epicrisis.narrative.coverage import CoverageCounts, merge_counts
+from epicrisis.tracking.cores import available_cores
 from epicrisis.tracking.progress import bar
 from epicrisis.tracking.stamps import mark_done, stage_done
 
@@ -120,4 +121,4 @@ def _remove_others(directory: Path, finished: list[Part]) -> None:
 def _fitting_executor(parts: list[Part]) -> Executor:
     """As many processes as the work is worth."""
     events = sum(int(part.history.records["n_events"].sum()) for part in parts)
-    return Executor(workers=max(1, min(available_cores(), events // EVENTS_PER_WORKER)))
+    return Executor(workers=max(1, min(len(available_cores()), events // EVENTS_PER_WORKER)))

@@ -12,6 +12,7 @@ from scipy import sparse
 from sklearn.metrics import roc_auc_score
 
 from epicrisis.cohort.task import TaskKind
+from epicrisis.tracking.cores import available_cores
 
 Tried = dict[str, float]
 """Tuning AUROC by what was tried."""
@@ -83,4 +84,4 @@ def two_classes(probability: np.ndarray) -> np.ndarray:
 
 def threads() -> int:
     """How many threads a library may use that does not ask OpenMP itself."""
-    return int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count() or 1)
+    return int(os.environ.get("OMP_NUM_THREADS") or len(available_cores()))

@@ -15,6 +15,7 @@ from transformers.integrations import unset_hf_deepspeed_config
 
 from epicrisis.settings import InputError, Problem, refuse
 from epicrisis.settings.schema import TrainingSettings
+from epicrisis.tracking.cores import available_cores
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,7 @@ def make_accelerator(training: TrainingSettings) -> Accelerator:
     if launch.zero:
         unset_hf_deepspeed_config()  # or transformers would spread a base while it loads it, whatever the flag says
     if accelerator.device.type == "cpu":  # accelerate launch leaves each process one thread
-        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // accelerator.num_processes))
+        torch.set_num_threads(max(1, len(available_cores()) // accelerator.num_processes))
     return accelerator
 
 

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from epicrisis.tracking.cores import available_cores
 from epicrisis.tracking.sweeps.sweep_file import Sweep
 
 WANDB_AGENT = ("WANDB_SWEEP_ID", "WANDB_RUN_ID", "WANDB_SWEEP_PARAM_PATH")
@@ -32,19 +33,23 @@ def trial_command(sweep: Sweep, arguments: Sequence[str]) -> list[str]:
     return [part for word in words for part in macros.get(word, [word])]
 
 
-def trial_environment(folder: Path, jobs: int, device: str | None) -> Mapping[str, str]:
-    """The environment of a trial: this interpreter's programs first, and its share of the cores.
+def trial_environment(folder: Path, device: str | None) -> Mapping[str, str]:
+    """The environment of a trial, with this interpreter's programs first.
 
     device: the GPU that it has to itself, where trials share several.
     """
     kept = {name: value for name, value in os.environ.items() if name not in WANDB_AGENT}
     programs = os.pathsep.join([str(Path(sys.executable).parent), kept.get("PATH", os.defpath)])
     own = {"PATH": programs, TRIAL: str(folder.resolve())}
-    if jobs > 1:
-        own["OMP_NUM_THREADS"] = kept.get("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // jobs)))
     if device is not None:
         own["CUDA_VISIBLE_DEVICES"] = device
     return {**kept, **own}
+
+
+def cores(slot: int, jobs: int) -> list[int]:
+    """The cores of one of `jobs` trials at the same time; where there are fewer cores, all of them are shared."""
+    every = available_cores()
+    return every[slot::jobs] if jobs <= len(every) else every
 
 
 def devices(jobs: int) -> list[str]:

@@ -21,7 +21,7 @@ from rich.markup import escape
 from epicrisis.settings.problems import InputError, refuse
 from epicrisis.tracking.progress import duration, say
 from epicrisis.tracking.run_directory import RunDirectory, replacing
-from epicrisis.tracking.sweeps.command_line import trial_command, trial_environment
+from epicrisis.tracking.sweeps.command_line import cores, trial_command, trial_environment
 from epicrisis.tracking.sweeps.distributions import text_of
 from epicrisis.tracking.sweeps.study import SamplerName, ask, ask_again, begun
 from epicrisis.tracking.sweeps.sweep_file import Sweep
@@ -179,8 +179,7 @@ class _Search:
         command = [*trial_command(self.sweep, self._arguments(values)), *placed]
         slot = min(set(range(self.plan.jobs)) - {one.slot for one in self.running})
         device = self.plan.devices[slot % len(self.plan.devices)] if self.plan.devices else None
-        environment = trial_environment(folder, self.plan.jobs, device)
-        process = TrialProcess(command, folder, environment)
+        process = TrialProcess(command, folder, trial_environment(folder, device), cores(slot, self.plan.jobs))
         reported = len(self.study.get_trials(deepcopy=False)[trial.number].intermediate_values)
         self.running.append(_Running(trial, process, slot, reported))
         shown = ", ".join(f"{key} {_short(value)}" for key, value in values.items())

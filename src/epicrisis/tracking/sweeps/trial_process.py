@@ -7,10 +7,12 @@ import signal
 import subprocess
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
 
+from epicrisis.tracking.cores import keep_to
 from epicrisis.tracking.sweeps.command_line import TRIAL
 
 LOG = "trial.log"
@@ -24,7 +26,10 @@ _TOLD = 400
 class TrialProcess:
     """A trial's command, in a session of its own, so that a Ctrl-C meant for the search does not reach it."""
 
-    def __init__(self, command: Sequence[str], folder: Path, environment: Mapping[str, str]):
+    def __init__(
+        self, command: Sequence[str], folder: Path, environment: Mapping[str, str], cores: list[int] | None = None
+    ):
+        """cores: those that it may use; all where None."""
         folder.mkdir(parents=True, exist_ok=True)
         self.folder = folder
         self._begin = time.monotonic()
@@ -33,6 +38,9 @@ class TrialProcess:
             self._process = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment, start_new_session=True
             )
+        if cores is not None:
+            with suppress(ProcessLookupError):
+                keep_to(self._process.pid, cores)
 
     @property
     def exit_code(self) -> int | None:
