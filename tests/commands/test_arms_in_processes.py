@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import polars as pl
@@ -14,9 +11,8 @@ import pytest
 from epicrisis.commands import main
 from epicrisis.encoders.tiny_bert import new_bert, train_wordpiece
 from epicrisis.events.synthetic import synthesize
+from tests.launching import launch
 
-ROOT = Path(__file__).parents[2]
-LAUNCH = "from accelerate.commands.accelerate_cli import main; main()"
 TEXTS = ["63-year-old woman. 2 years before: Asthma; Creatinine 0.9 mg/dL", "last hour: Emergency visit; Weight loss"]
 NARROW = {"num_hidden_layers": 1, "num_attention_heads": 2, "hidden_size": 16, "intermediate_size": 32}
 WIDTHS = [f"{name}={value}" for name, value in {**NARROW, "embedding_size": 16, "max_length": 32, "dropout": 0}.items()]
@@ -64,15 +60,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for arguments in _arguments(folder, "one"):
         assert main(["train", *arguments]) == 0
     (folder / "two.json").write_text(json.dumps(_arguments(folder, "two")))
-    flags = ["--config_file", str(ROOT / "configs" / "accelerate" / "cpu_two_processes.yaml")]
-    script = [str(ROOT / "tests" / "commands" / "runs_of.py"), str(folder / "two.json")]
-    ended = subprocess.run(
-        [sys.executable, "-c", LAUNCH, "launch", *flags, *script],
-        capture_output=True,
-        text=True,
-        check=False,
-        env={**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"},
-    )
+    ended = launch(Path(__file__).with_name("runs_of.py"), folder / "two.json")
     assert ended.returncode == 0, ended.stderr
     return folder
 

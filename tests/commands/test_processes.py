@@ -3,31 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from epicrisis.commands import main
 from tests.commands.conftest import QUESTION, TABULAR, data_keys
+from tests.launching import launch
 
-ROOT = Path(__file__).parents[2]
-LAUNCH = "from accelerate.commands.accelerate_cli import main; main()"
-
-
-def launch(*arguments: object) -> subprocess.CompletedProcess[str]:
-    """`accelerate launch` of scripts/train.py by the recipe for two processes on a CPU."""
-    flags = ["--config_file", str(ROOT / "configs" / "accelerate" / "cpu_two_processes.yaml")]
-    script = [str(ROOT / "scripts" / "train.py"), *map(str, arguments)]
-    return subprocess.run(
-        [sys.executable, "-c", LAUNCH, "launch", *flags, *script],
-        capture_output=True,
-        text=True,
-        check=False,
-        env={**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"},
-    )
+SCRIPT = Path(__file__).parents[2] / "scripts" / "train.py"
 
 
 def test_two_processes_learn_what_one_does(dataset: Path, base: Path, tmp_path: Path) -> None:
@@ -41,7 +25,7 @@ def test_two_processes_learn_what_one_does(dataset: Path, base: Path, tmp_path: 
         "training.gradient_checkpointing=true",  # with frozen weights DDP bears only the kind that is not re-entrant
     ]
     assert main(["train", *keys, f"training.output_dir={tmp_path / 'one'}"]) == 0
-    ended = launch(*keys, f"training.output_dir={tmp_path / 'two'}")
+    ended = launch(SCRIPT, *keys, f"training.output_dir={tmp_path / 'two'}")
     assert ended.returncode == 0, ended.stderr
     assert ended.stderr.count("adapter in") == 1
     one, two = (json.loads((tmp_path / name / "summary.json").read_text()) for name in ("one", "two"))
@@ -52,7 +36,7 @@ def test_two_processes_learn_what_one_does(dataset: Path, base: Path, tmp_path: 
 
 def test_bad_input_is_told_once_and_no_process_waits_for_another(dataset: Path, tmp_path: Path) -> None:
     keys = [*TABULAR, *data_keys(dataset, "time_to_event"), f"training.output_dir={tmp_path / 'run'}"]
-    ended = launch(*keys)
+    ended = launch(SCRIPT, *keys)
     assert ended.returncode != 0
     assert ended.stderr.count("bad input") == 1
     assert ended.stderr.count("are times to an event") == 1

@@ -244,7 +244,7 @@ class Hub:
         return f"https://hub/{repo_id}"
 
     def model_info(self, repo_id: str) -> SimpleNamespace:
-        return Hub.there or SimpleNamespace(private=True)
+        return Hub.there or SimpleNamespace(private=dict(Hub.asked)["create"]["private"])
 
     def create_branch(self, repo_id: str, **options: Any) -> None:
         Hub.asked.append(("branch", options))
@@ -278,10 +278,21 @@ def test_an_upload_is_private_and_one_commit_of_what_to_folder_writes(
     assert "(private)" in said
 
 
-def test_a_name_a_branch_and_the_public_are_asked_for(hub: type[Hub], run: Path) -> None:
+def test_a_name_a_branch_and_the_public_are_asked_for(
+    hub: type[Hub], run: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     assert main(["push", str(run), *LICENSE, "--public", "--revision", "v2"]) == 0
+    assert "(public)" in "".join(capfd.readouterr())
     (_, made), (_, branch), (_, sent) = hub.asked
     assert (made["repo_id"], made["private"], branch["branch"], sent["revision"]) == ("someone/run", False, "v2", "v2")
+
+
+def test_a_repository_that_is_there_stays_as_it_is_and_is_called_so(
+    hub: type[Hub], run: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    hub.there = SimpleNamespace(private=True)
+    assert main(["push", str(run), *LICENSE, "--public"]) == 0
+    assert "(private)" in "".join(capfd.readouterr())
 
 
 def test_a_repository_that_is_public_already_takes_nothing_unasked(hub: type[Hub], run: Path) -> None:

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -13,10 +10,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from tests.launching import launch
 from tests.llm import deepspeed_run
 
-ROOT = Path(__file__).parents[2]
-LAUNCH = "from accelerate.commands.accelerate_cli import main; main()"
 CASES = {2: ["4bit", "dropout"], 3: ["4bit", "checkpointed", "bfloat16"]}
 SAME_AS_ONE = [(stage, case) for stage, cases in CASES.items() for case in cases if case not in ("dropout", "bfloat16")]
 
@@ -31,29 +27,19 @@ def launched(bases, tmp_path_factory):
     """Gives the folder in which two processes of a stage have left what they learnt."""
     folders: dict[int, Path] = {}
 
-    def launch(stage: int) -> Path:
+    def of_stage(stage: int) -> Path:
         if stage not in folders:
             folders[stage] = tmp_path_factory.mktemp(f"zero{stage}")
-            recipe = ROOT / "configs" / "accelerate" / f"deepspeed_zero{stage}.yaml"
-            flags = ["--config_file", str(recipe), "--main_process_port", "0"]
-            run = [deepspeed_run.__file__, str(bases["llama"]), str(folders[stage]), *CASES[stage]]
-            ended = subprocess.run(
-                [sys.executable, "-c", LAUNCH, "launch", *flags, *run],
-                capture_output=True,
-                text=True,
-                check=False,
-                env={
-                    **os.environ,
-                    "CUDA_VISIBLE_DEVICES": "",
-                    "DS_ACCELERATOR": "cpu",
-                    "OMP_NUM_THREADS": "1",
-                    "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
-                },
+            ended = launch(
+                *(deepspeed_run.__file__, bases["llama"], folders[stage], *CASES[stage]),
+                recipe=f"deepspeed_zero{stage}",
+                flags=("--main_process_port", "0"),
+                DS_ACCELERATOR="cpu",
             )
             assert ended.returncode == 0, ended.stderr
         return folders[stage]
 
-    return launch
+    return of_stage
 
 
 @pytest.mark.parametrize(("stage", "case"), SAME_AS_ONE)

@@ -2,41 +2,23 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from epicrisis.training.checkpoints import load_trained_weights, trained_weights
 from epicrisis.training.sharding import is_sharded, make_whole, whole
+from tests.launching import launch
 from tests.llm import sharded_run
 
-ROOT = Path(__file__).parents[2]
 TOLERANCE = {"float32": {"atol": 1e-5, "rtol": 1e-3}, "bfloat16": {"atol": 5e-4, "rtol": 1e-2}}
-LAUNCH = "from accelerate.commands.accelerate_cli import main; main()"
 
 
 @pytest.fixture(scope="module")
 def sharded(bases, tmp_path_factory):
     """The folder in which two processes that share the weights have left what they learnt."""
     folder = tmp_path_factory.mktemp("sharded")
-    flags = ["--config_file", str(ROOT / "configs" / "accelerate" / "cpu_two_processes.yaml")]
-    ended = subprocess.run(
-        [sys.executable, "-c", LAUNCH, "launch", *flags, sharded_run.__file__, str(bases["llama"]), str(folder)],
-        capture_output=True,
-        text=True,
-        check=False,
-        env={
-            **os.environ,
-            "CUDA_VISIBLE_DEVICES": "",
-            "OMP_NUM_THREADS": "1",
-            "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
-        },
-    )
+    ended = launch(sharded_run.__file__, bases["llama"], folder)
     assert ended.returncode == 0, ended.stderr
     return folder
 

@@ -53,7 +53,7 @@ def run(given: argparse.Namespace, overrides: list[str]) -> None:
     with tempfile.TemporaryDirectory() as place:
         upload = write_upload(directory, Path(place) / "upload", repo_id, given)
         url = _push(upload.folder, repo_id, token, public=given.public, revision=given.revision)
-        say(f"{_counted(upload)} pushed to {url}{' (public)' if given.public else ' (private)'}")
+        say(f"{_counted(upload)} pushed to {url}")
 
 
 def write_upload(directory: RunDirectory, folder: Path, repo_id: str, given: argparse.Namespace) -> Upload:
@@ -71,14 +71,15 @@ def write_upload(directory: RunDirectory, folder: Path, repo_id: str, given: arg
 
 
 def _push(folder: Path, repo_id: str, token: str, *, public: bool, revision: str | None) -> str:
-    """Upload the folder in one commit; gives the repository's address."""
+    """Upload the folder in one commit; gives the repository's address, and whether all may read it."""
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError
 
     api = HfApi(token=token)
     try:
         url = api.create_repo(repo_id, repo_type="model", private=not public, exist_ok=True)
-        if not public and not api.model_info(repo_id).private:
+        private = api.model_info(repo_id).private  # of one that was there, as it was
+        if not public and not private:
             what = f"{repo_id} is there already, and public"
             raise refuse("--repo_id", what, "give --public to upload to it all the same, or another --repo_id")
         if revision is not None:
@@ -90,7 +91,7 @@ def _push(folder: Path, repo_id: str, token: str, *, public: bool, revision: str
         raise refuse(
             "--repo_id", f"the hub refused {repo_id} ({reason})", "mend the token's rights or the name"
         ) from None
-    return str(url)
+    return f"{url} ({'private' if private else 'public'})"
 
 
 def _repo_id(given: argparse.Namespace, directory: RunDirectory) -> str:

@@ -20,6 +20,7 @@ PACKAGES = (
         "trl",
         "accelerate",
         "bitsandbytes",
+        "deepspeed",
         "unsloth",
         "datasets",
     ),

@@ -24,6 +24,7 @@ from epicrisis.tracking.progress import (
     say,
     say_where_time_went,
 )
+from epicrisis.tracking.stop_request import StopRequest, stop_request
 from epicrisis.training.checkpoints import Checkpoints, Position
 from epicrisis.training.device import check_storage
 from epicrisis.training.lessons import FreshEachEpoch, Lesson, OfKnownLengths, planned_items
@@ -31,7 +32,7 @@ from epicrisis.training.optimizers import make_optimizer, make_schedule
 from epicrisis.training.parameters import parameter_counts
 from epicrisis.training.plan import Order, Plan, items_of_step, make_plan
 from epicrisis.training.random_state import random_state, seed_process, set_random_state
-from epicrisis.training.signals import Interrupted, Stopped, StopRequest, interruptible, stop_request
+from epicrisis.training.signals import Interrupted, Stopped, interruptible
 from epicrisis.training.steps import Steps, prepare_steps
 
 __all__ = ["FreshEachEpoch", "Lesson", "Plan", "items_of_step", "make_plan", "train"]

@@ -5,13 +5,11 @@ from __future__ import annotations
 import fcntl
 import json
 import signal
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import optuna
@@ -21,6 +19,7 @@ from rich.markup import escape
 from epicrisis.settings.problems import InputError, refuse
 from epicrisis.tracking.progress import duration, say
 from epicrisis.tracking.run_directory import RunDirectory, replacing
+from epicrisis.tracking.stop_request import StopRequest, stop_request
 from epicrisis.tracking.sweeps.command_line import cores, trial_command, trial_environment
 from epicrisis.tracking.sweeps.distributions import text_of
 from epicrisis.tracking.sweeps.study import SamplerName, ask, ask_again, begun
@@ -80,35 +79,8 @@ def search(sweep: Sweep, plan: Plan, study: optuna.Study, each: Callable[[optuna
     and SystemExit (130 or 143) when it is asked to stop; its trials are then asked to save their state, and go on with
     the next search.
     """
-    with _told_to_stop() as request:
+    with stop_request() as request:
         _Search(sweep, plan, study, each, request).run()
-
-
-@dataclass
-class _Request:
-    """Whether this process was asked to stop, and by which signal."""
-
-    signal: int | None = None
-
-
-@contextmanager
-def _told_to_stop() -> Iterator[_Request]:
-    request = _Request()
-    if threading.current_thread() is not threading.main_thread():  # where Python hears no signals
-        yield request
-        return
-
-    def hear(number: int, frame: FrameType | None) -> None:
-        if request.signal is not None and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        request.signal = number
-
-    before = {number: signal.signal(number, hear) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield request
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 @dataclass
@@ -126,7 +98,12 @@ class _Search:
     """The loop over trials, and those that are running."""
 
     def __init__(
-        self, sweep: Sweep, plan: Plan, study: optuna.Study, each: Callable[[optuna.Study], object], request: _Request
+        self,
+        sweep: Sweep,
+        plan: Plan,
+        study: optuna.Study,
+        each: Callable[[optuna.Study], object],
+        request: StopRequest,
     ):
         self.sweep, self.plan, self.study, self.each, self.request = sweep, plan, study, each, request
         there = begun(study)
@@ -144,7 +121,7 @@ class _Search:
                     self.running.remove(one)
                     self._end(one)
                 if self.request.signal is not None:
-                    self._leave(self.request.signal)
+                    self._leave(signal.Signals[self.request.signal])
                 if self.n_failed >= FAILURES_AT_FIRST and not self.n_others:
                     raise self._hopeless()
         finally:  # nobody watches them any more
@@ -244,7 +221,7 @@ class _Search:
             _say(f"trial {number}: {told} (best: {best.value:.4f}, trial {best.number})")
         self.each(self.study)
 
-    def _leave(self, asked_by: int) -> None:
+    def _leave(self, asked_by: signal.Signals) -> None:
         """Have the running trials save their state; they stay unfinished in the study, to go on."""
         _say("stopping: the trials that run save their state; Ctrl-C again ends them at once")
         for one in self.running:
