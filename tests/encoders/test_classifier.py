@@ -74,11 +74,11 @@ TASKS = {
 @pytest.mark.parametrize("finetune", ["full", "lora"])
 def test_gradients_reach_every_trained_tensor_and_one_batch_is_overfitted(kind, finetune, made) -> None:
     n_classes, targets = TASKS[kind]
-    module, tokens, reading = made(n_classes, **{"encoder.finetune": finetune, "lora.r": 8, "lora.lora_alpha": 32})
+    module, tokens, reading = made(n_classes, **{"encoder.finetune": finetune, "lora.r": 8, "lora.lora_alpha": 8})
     rows = lesson(tokens, reading, targets, n_classes, multilabel=kind == "multilabel")
     before = {name: p.detach().clone() for name, p in module.named_parameters()}
     moving = set(trained(module))
-    assert learn(module.eval(), rows, 120, 1e-2) < 0.15
+    assert learn(module.eval(), rows, 150, 5e-3) < 0.15
     moved = {name for name, p in module.named_parameters() if not torch.equal(p, before[name])}
     never = {name for name in moving - moved if "position_embeddings" not in name and "token_type" not in name}
     assert moved <= moving

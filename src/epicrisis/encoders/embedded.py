@@ -31,6 +31,8 @@ from epicrisis.training.loop import train
 EMBEDDED = ("epicrisis/tiny-bert",)
 WINDOW = 256
 MASKED = 0.15
+REVISION = 1
+"""Counts up with every change that makes training end in other weights, so that no older ones are used."""
 TRAINING: dict[str, Any] = {
     "epochs": 4.0,
     "batch_size": 16,
@@ -43,7 +45,7 @@ TRAINING: dict[str, Any] = {
 
 def embedded_encoder(name: str, cache_dir: Path) -> Path:
     """The folder of an embedded encoder (weights and tokenizer), trained in full there on first use."""
-    target = cache_dir / f"{name.rpartition('/')[2]}-{recipe(VOCABULARY, SHAPE, WINDOW, MASKED, TRAINING)}"
+    target = cache_dir / f"{name.rpartition('/')[2]}-{recipe(VOCABULARY, SHAPE, WINDOW, MASKED, TRAINING, REVISION)}"
     if not target.is_dir() and PartialState().num_processes > 1:
         build_alone("epicrisis.encoders.embedded", "embedded_encoder", name, cache_dir)
     if not target.is_dir():

@@ -6,8 +6,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import decoders, processors
 from transformers import BertConfig, BertForMaskedLM, PreTrainedTokenizerFast
+
+from epicrisis.corpus.word_pieces import UNKNOWN, train_word_pieces
 
 VOCABULARY = 3000
 SHAPE: dict[str, Any] = {
@@ -19,7 +21,7 @@ SHAPE: dict[str, Any] = {
 }
 SPECIAL = {
     "pad_token": "[PAD]",
-    "unk_token": "[UNK]",
+    "unk_token": UNKNOWN,
     "cls_token": "[CLS]",
     "sep_token": "[SEP]",
     "mask_token": "[MASK]",
@@ -35,14 +37,9 @@ def new_bert(tokenizer: PreTrainedTokenizerFast, seed: int = 0, **shape: Any) ->
 
 
 def train_wordpiece(texts: Sequence[str], vocabulary: int = VOCABULARY) -> PreTrainedTokenizerFast:
-    """WordPiece over lower-cased words, as BERT's uncased models have it (Devlin et al. 2019, arXiv:1810.04805)."""
-    tokenizer = Tokenizer(models.WordPiece(unk_token=SPECIAL["unk_token"]))
-    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
-    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    """WordPiece over lower-cased words, as BERT's uncased models have it; the same texts give the same tokens."""
+    tokenizer = train_word_pieces(texts, vocabulary, list(SPECIAL.values()))
     tokenizer.decoder = decoders.WordPiece()
-    special = list(SPECIAL.values())
-    trainer = trainers.WordPieceTrainer(vocab_size=vocabulary, special_tokens=special, show_progress=False)
-    tokenizer.train_from_iterator(texts, trainer)
     ends = [(name, tokenizer.token_to_id(name)) for name in (SPECIAL["cls_token"], SPECIAL["sep_token"])]
     tokenizer.post_processor = processors.TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=ends)
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **SPECIAL)

@@ -9,6 +9,7 @@ import numpy as np
 import polars as pl
 
 from epicrisis.cohort import History
+from epicrisis.corpus.word_pieces import train_word_pieces
 from epicrisis.narrative import Lookups, load_lookups
 from epicrisis.narrative.lookups import SHIPPED_PATTERNS
 from epicrisis.narrative.patterns import Pattern, match_codes, read_patterns
@@ -23,7 +24,7 @@ from epicrisis.structured.tokenizers.codes import (
     wholly_named,
 )
 from epicrisis.structured.tokenizers.counting import TrainCounts, count_train, latest_rows
-from epicrisis.structured.tokenizers.description import tokens_of, train_word_pieces
+from epicrisis.structured.tokenizers.description import tokens_of
 from epicrisis.structured.tokenizers.gaps import TIME_TOKENS
 from epicrisis.structured.tokenizers.kinds import KINDS
 from epicrisis.structured.tokenizers.manner import Manner, decided
@@ -84,7 +85,7 @@ def _in_words(
     codes = pl.concat([counts.codes["code"], lookups.codes["code"]]).unique(maintain_order=True)
     resolved = lookups.resolve(codes).select("code", "phrase").drop_nulls()
     trained_on = resolved.filter(pl.col("code").is_in(counts.codes["code"].implode()))["phrase"].unique()
-    pieces = train_word_pieces(trained_on.to_list(), settings.vocabulary_size)
+    pieces = train_word_pieces(trained_on.to_list(), settings.vocabulary_size, SPECIALS)
     tokens = _Tokens([*tokens_of(pieces), *_structural(manner, counts)])
     bins, texts = _value_tokens(settings, manner, counts, resolved["code"], tokens)
     names, parents = pl.DataFrame(schema=IDS), pl.DataFrame(schema={"code": pl.String, "name": pl.String})
