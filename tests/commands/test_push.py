@@ -229,6 +229,23 @@ def test_a_model_of_any_arm_works_where_it_is_taken_and_says_what_it_shows(
     assert (found - wanted).abs().max() < 1e-6
 
 
+def test_a_head_over_a_pretrained_model_of_events_predicts_as_its_card_says(
+    dataset: Path, bert: Path, tmp_path: Path
+) -> None:
+    folder, target = tmp_path / "run", tmp_path / "upload"
+    keys = ["arm=event_encoder", f"model.model_name={bert}", *EVENTS, *data_keys(dataset), *SMALL]
+    assert main(["train", *keys, "stage=pretrain", f"training.output_dir={tmp_path / 'events'}"]) == 0
+    head = ["stage=classify", "encoder.finetune=head", f"encoder.pretrained={tmp_path / 'events'}"]
+    assert main(["train", *keys, *head, f"training.output_dir={folder}"]) == 0
+    command = ["push", str(folder), "--repo_id", "me/m", "--to_folder", str(target), *LICENSE, "--with_vocabulary"]
+    assert main(command) == 0
+    assert "encoder.pretrained=" in (target / "README.md").read_text()
+    based = [f"model.model_name={bert}", f"encoder.pretrained={target}"]
+    found = predicted(target, tmp_path / "p", *data_keys(dataset), *based)
+    wanted = pl.read_parquet(folder / "predictions" / "held_out.parquet")[SCORE]
+    assert (found - wanted).abs().max() < 1e-6
+
+
 class Hub:
     """A hub that remembers what it was asked."""
 

@@ -157,5 +157,5 @@ def test_a_base_that_is_no_encoder_or_too_short_is_refused(settings, lookups, co
     (decoder / "config.json").write_text(json.dumps({**config, "is_decoder": True}))
     with pytest.raises(InputError, match="is no encoder"):
         fitted(settings("encoder", **{"model.model_name": str(decoder)}), lookups, cohort, Log(tmp_path))
-    with pytest.raises(InputError, match=r"encoder\.pretrained: .* is no finished pretraining"):
+    with pytest.raises(InputError, match=r"encoder\.pretrained: .* is no finished run of this arm"):
         make_arm(settings("event_encoder", **{"encoder.pretrained": str(tmp_path)}), lookups)

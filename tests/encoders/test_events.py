@@ -212,6 +212,21 @@ def test_pretrained_weights_are_taken_over_and_a_head_alone_moves_nothing_else(
         )
 
 
+@pytest.mark.parametrize("pooling", ["cls", "mean"])
+def test_a_classifier_gives_its_body_to_another_and_keeps_its_head(
+    pooling, settings, lookups, cohort, tmp_path
+) -> None:
+    first = fitted(settings("event_encoder", **{"encoder.pooling": "cls"}), lookups, cohort, Log(tmp_path / "first"))
+    first.save(tmp_path / "first")
+    body = {name: tensor.clone() for name, tensor in first.module.body.state_dict().items()}
+    changes = {"encoder.pretrained": str(tmp_path / "first"), "encoder.pooling": pooling, "training.learning_rate": 1e-30}
+    second = fitted(settings("event_encoder", **changes), lookups, cohort, Log(tmp_path / "second")).module
+    now = second.body.state_dict()
+    assert body.keys() - now.keys() == ({"summary"} if pooling == "mean" else set())
+    assert all(torch.equal(body[name], now[name]) for name in now)
+    assert not torch.equal(second.head.weight, first.module.head.weight)
+
+
 def test_each_phrase_is_embedded_once_and_a_later_run_embeds_none(settings, lookups, cohort, tmp_path) -> None:
     from epicrisis.encoders.event_phrases import PhraseVectors
 

@@ -53,6 +53,7 @@ _ASKED = frozenset({"prompt", "question", "answers", "classes"})
 """Texts that a model is asked in, whatever they look like."""
 _EARLIER_STAGES = {
     "model.clinical_adapter": "adapters/clinical",
+    "encoder.pretrained": "",
     "structured.pretrained": "",
     "behrt.pretrained": "",
     "exmed.pretrained": "",

@@ -196,11 +196,11 @@ def pretrain(settings: Settings, lookups: Lookups, rows: pl.DataFrame, history: 
 
 
 def pretrained_folder(run: Path) -> Path:
-    """Where a finished pretraining run of this arm keeps its weights; InputError where it is none."""
+    """Where a finished run of this arm, of either stage, keeps its weights; InputError where it is none."""
     folder = run / FOLDER
     about = json.loads((folder / FILE).read_text(encoding="utf-8")) if (folder / FILE).is_file() else {}
-    if (about.get("arm"), about.get("stage")) != ("event_encoder", "pretrain"):
-        what = f"{run} is no finished pretraining of this arm"
+    if about.get("arm") != "event_encoder":
+        what = f"{run} is no finished run of this arm"
         raise refuse("encoder.pretrained", what, "run arm: event_encoder, stage: pretrain first")
     return folder
 
@@ -239,7 +239,7 @@ def _classifier(body: EventBody, settings: Settings, n_outputs: int) -> RecordCl
 
 
 def _take_over(body: EventBody, folder: Path, inputs: EventInputs) -> None:
-    """The pretrained weights; InputError where the model or what it reads is another one."""
+    """The weights of an earlier run; InputError where the model or what it reads is another one."""
     about = json.loads((folder / FILE).read_text(encoding="utf-8"))
     encoding = inputs.settings.encoder.model_dump(mode="json")
     changed = [f"encoder.{key}" for key in SHAPE if about["encoder"][key] != encoding[key]]
@@ -247,9 +247,14 @@ def _take_over(body: EventBody, folder: Path, inputs: EventInputs) -> None:
     if changed:
         what = "is not what encoder.pretrained was made with"
         raise refuse(", ".join(changed), what, "use what that run's config.yaml says")
-    own = {} if body.summary is None else {"summary": body.summary.detach()}  # pretraining had nothing to sum up
-    weights = {name: value for name, value in load_file(folder / WEIGHTS).items() if name != "summary"}
-    body.load_state_dict({**weights, **own})
+    weights = load_file(folder / WEIGHTS)
+    if about["stage"] == "pretrain":  # which had nothing to sum up
+        weights.pop("summary", None)
+    else:  # its head stays behind
+        weights = {name.removeprefix("body."): value for name, value in weights.items() if name.startswith("body.")}
+    if body.summary is None:
+        weights.pop("summary", None)
+    body.load_state_dict(weights if body.summary is None else {"summary": body.summary.detach(), **weights})
 
 
 def _scales(folder: Path) -> NumberScales:

@@ -46,4 +46,4 @@ class EncoderSettings(Section):
     temperature: float = Field(0.1, gt=0)
     """event_encoder, pretraining: what cosines to candidate phrases are divided by; smaller is stricter."""
     pretrained: Path | None = None
-    """event_encoder: a finished pretraining run that the weights, and the narrator, are taken from."""
+    """event_encoder: a finished run, of pretraining as a rule, that weights, narrator and scales come from."""
