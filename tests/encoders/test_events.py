@@ -219,8 +219,9 @@ def test_a_classifier_gives_its_body_to_another_and_keeps_its_head(
     first = fitted(settings("event_encoder", **{"encoder.pooling": "cls"}), lookups, cohort, Log(tmp_path / "first"))
     first.save(tmp_path / "first")
     body = {name: tensor.clone() for name, tensor in first.module.body.state_dict().items()}
-    changes = {"encoder.pretrained": str(tmp_path / "first"), "encoder.pooling": pooling, "training.learning_rate": 1e-30}
-    second = fitted(settings("event_encoder", **changes), lookups, cohort, Log(tmp_path / "second")).module
+    begun = {"encoder.pretrained": str(tmp_path / "first"), "training.learning_rate": 1e-30}
+    chosen = settings("event_encoder", **begun, **{"encoder.pooling": pooling})
+    second = fitted(chosen, lookups, cohort, Log(tmp_path / "second")).module
     now = second.body.state_dict()
     assert body.keys() - now.keys() == ({"summary"} if pooling == "mean" else set())
     assert all(torch.equal(body[name], now[name]) for name in now)

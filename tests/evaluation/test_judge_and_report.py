@@ -264,7 +264,7 @@ def test_without_bins_the_plot_says_so() -> None:
 
 def test_a_run_without_predictions_has_a_report_too(tmp_path: Path) -> None:
     run = open_run(tmp_path / "run", {})
-    packing = pl.DataFrame({"split": ["train"], "rows": [1200], "useful_token_share": [0.985]})
+    packing = pl.DataFrame({"split": ["train"], "rows": [1200], "rows_full": [0.985]})
     page = write_corpus_report(
         run,
         CorpusContent(

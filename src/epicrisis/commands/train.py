@@ -7,6 +7,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from statistics import fmean
 
 import polars as pl
 from accelerate import PartialState
@@ -125,13 +126,24 @@ def finish_adapter(
         f"continued pretraining of {settings.model.model_name}: tuning perplexity "
         f"{metrics['perplexity_before']:.3f} before, {metrics['perplexity']:.3f} after"
     )
+    metrics = {**metrics, "useful_token_share": useful_token_share(run_directory)}
     adapter = run_directory.adapter("clinical")
     told = json.loads((adapter / "narrative.json").read_text())
     figures = report_corpus(run_directory, settings, cohort, lookups, told, rows=rows, lead=f"{text}.", trained=metrics)
-    said = lengths_text(Prepared(run_directory.dir).lengths())
+    said = (
+        f"{lengths_text(Prepared(run_directory.dir).lengths())}\n"
+        f"{metrics['rows']:,} rows, {metrics['rows_full']:.1%} full; "
+        f"of the places that training computed, {metrics['useful_token_share']:.1%} held a narrative's token"
+    )
     summary = {"stage": "pretrain", **metrics, "metrics": _final(metrics), **figures, "cohort_notes": cohort.notes}
     run_directory.finish(summary, f"{text}\n{said}")
     say(f"{text}; adapter in {adapter}, report: {run_directory.report}")
+
+
+def useful_token_share(run: RunDirectory) -> float:
+    """Of the places that training computed, those with a token: the mean over the intervals that were logged."""
+    name = "train/useful_token_share"
+    return fmean(line[name] for line in run.history() if name in line)
 
 
 def finish_model(settings: Settings, cohort: Cohort, run_directory: RunDirectory, metrics: dict[str, float]) -> None:

@@ -134,7 +134,7 @@ def packing_table(
     lengths: split · n_tokens · n_header_tokens, one row per narrative. repeat_header: later windows of a long
     narrative begin with its header. seeds: by split, an `epoch_seed`, where long narratives are cut as in that
     epoch; without one as for an evaluation. Returns: split · documents · windows · rows ·
-    useful_token_share (of the rows' places, those with a narrative's tokens; the rest is padding and repeated
+    rows_full (of the rows' places, those with a narrative's tokens; the rest is free or repeated
     context). Raises ValueError for a capacity below 3.
     """
     rows = []
@@ -147,7 +147,7 @@ def packing_table(
         if seed is not None:
             windows = cut(sizes, headers, capacity, seed)
             n_rows = max(n_rows, len(best_fit(windows.lengths, capacity)))  # no epoch has fewer than an evaluation
-        useful = float(sizes.sum()) / (n_rows * capacity)
-        rows.append((part["split"][0], len(sizes), len(windows), n_rows, useful))
+        full = float(sizes.sum()) / (n_rows * capacity)
+        rows.append((part["split"][0], len(sizes), len(windows), n_rows, full))
     schema = {"split": pl.String, **dict.fromkeys(("documents", "windows", "rows"), pl.Int64)}
-    return pl.DataFrame(rows, schema=schema | {"useful_token_share": pl.Float64}, orient="row")
+    return pl.DataFrame(rows, schema=schema | {"rows_full": pl.Float64}, orient="row")

@@ -67,7 +67,7 @@ def read_events(history: History, narrator: Narrator, max_events: int) -> EventT
         none = np.zeros(0)
         return EventTable(history.rows.select(KEYS).clear(), (), none.astype(np.int32), none, none, np.zeros(1, int))
     texts = pl.concat([pl.Series(part.texts, dtype=pl.String) for part in parts])
-    distinct = texts.unique(maintain_order=True).to_frame("text").with_row_index("place")
+    distinct = texts.unique().sort().to_frame("text").with_row_index("place")  # in an order of their own, always
     place = texts.to_frame("text").join(distinct, on="text", how="left", maintain_order="left")["place"].to_numpy()
     offsets = np.cumsum([0] + [len(part.texts) for part in parts])
     phrase = [place[part.phrase + offset] for part, offset in zip(parts, offsets, strict=False)]

@@ -51,7 +51,7 @@ LENGTH_FORMATS = {
     **dict.fromkeys(("narratives", "tokens_max", "events", "documents", "windows", "rows"), ","),
     **dict.fromkeys(("tokens_mean", "tokens_median", "tokens_p90"), ",.0f"),
     "tokens_per_event": ".1f",
-    **dict.fromkeys(("events_left_out", "narratives_cut", "useful_token_share"), ".1%"),
+    **dict.fromkeys(("events_left_out", "narratives_cut", "rows_full"), ".1%"),
 }
 
 

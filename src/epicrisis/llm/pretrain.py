@@ -108,15 +108,15 @@ class NarrativeLesson:
     def packing(self) -> dict[str, float]:
         """How the narratives lie in this epoch's rows.
 
-        useful_token_share: of the rows' places, those with a narrative's tokens; the rest is free, and where rows
-        that are as full are batched together left out, or repeated context.
+        rows_full: of the rows' places, those with a narrative's tokens; the rest is free, which is not computed
+        where rows that are as full are batched together, or repeated context.
         """
         return {
             "documents": len(self._lengths),
             "windows": len(self._windows),
             "rows": self.n_items,
             "supervised_tokens": int(self._units.sum()),
-            "useful_token_share": float(self._lengths.sum()) / (self.n_items * self._max_length),
+            "rows_full": float(self._lengths.sum()) / (self.n_items * self._max_length),
         }
 
 
@@ -124,7 +124,7 @@ def packing_text(packing: dict[str, float]) -> str:
     """One line that says how narratives were packed."""
     return (
         f"{packing['documents']:,} narratives in {packing['windows']:,} windows, packed into {packing['rows']:,} rows "
-        f"({packing['useful_token_share']:.1%} full), {packing['supervised_tokens']:,} tokens to learn from"
+        f"({packing['rows_full']:.1%} full), {packing['supervised_tokens']:,} tokens to learn from"
     )
 
 
