@@ -127,6 +127,8 @@ def test_the_latest_events_are_read_with_birth_and_sex_before_them(narrator, coh
     order = np.argsort(whole.keys["subject_id"].to_numpy())
     assert (whole.n_events[order] == seen).all()
     assert (latest.n_events == np.minimum(whole.n_events, 6)).all()
+    assert len(whole.texts) > 20
+    assert list(whole.texts) == sorted(set(whole.texts)), "their order is that of no engine, and the same in every run"
     for row in range(len(latest.keys)):
         all_days, days = (t.days[t.bounds[row] : t.bounds[row + 1]] for t in (whole, latest))
         texts = [latest.texts[p] for p in latest.phrase[latest.bounds[row] : latest.bounds[row + 1]]]
