@@ -13,7 +13,7 @@ import torch
 from epicrisis.corpus.run_narratives import run_narrator
 from epicrisis.encoders.classifier import RecordClassifier
 from epicrisis.encoders.event_lessons import EventRows, Events, EventsToFind, finding_metrics
-from epicrisis.encoders.event_model import EventBody, EventPretraining
+from epicrisis.encoders.event_model import EventBatch, EventBody, EventPretraining
 from epicrisis.encoders.event_table import EventTable, NumberScales, read_events
 from epicrisis.encoders.events import pretrain
 from epicrisis.settings import InputError
@@ -253,3 +253,29 @@ def _one_process():
     from accelerate import Accelerator
 
     return Accelerator(cpu=True)
+
+
+def test_gradients_of_phrases_that_come_often_are_the_same_each_time(settings) -> None:
+    """Added up in the order in which threads happen to end, they are not."""
+    generator = torch.Generator().manual_seed(0)
+    n, length, phrases, width = 64, 256, 50, 64
+    reader = EventBody(settings("event_encoder", **{"encoder.width": width}).encoder, torch.zeros(width), 1.0, 0)
+    batch = EventBatch(
+        vectors=torch.randn(phrases, width, generator=generator),
+        phrase=torch.randint(phrases, (n, length), generator=generator),
+        number=torch.zeros(n, length),
+        measured=torch.zeros(n, length, dtype=torch.bool),
+        days=torch.zeros(n, length),
+        dated=torch.ones(n, length, dtype=torch.bool),
+        mask=torch.ones(n, length, dtype=torch.bool),
+        hidden=torch.zeros(n, length, dtype=torch.bool),
+    )
+    wanted = torch.randn(n, length, width, generator=generator)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(4)
+    try:
+        found = [torch.autograd.grad((reader.content(batch) * wanted).sum(), reader.read.weight)[0] for _ in range(10)]
+    finally:
+        torch.set_num_threads(threads)
+    assert found[0].abs().sum() > 0
+    assert all(torch.equal(one, found[0]) for one in found[1:])

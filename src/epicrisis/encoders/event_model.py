@@ -104,7 +104,8 @@ class EventBody(nn.Module):
 
     def content(self, batch: EventBatch) -> torch.Tensor:
         """What happened, [n, length, width]: phrase and number."""
-        told = self.read(self.meaning(batch.vectors))[batch.phrase]
+        # an embedding, since the gradient of plain indexing adds up in any order, and so rounds otherwise in every run
+        told = nn.functional.embedding(batch.phrase, self.read(self.meaning(batch.vectors)))
         if self.measure is None:
             return told
         number, measured = batch.number, batch.measured.float()
