@@ -183,7 +183,7 @@ def test_prepare_tells_every_row_within_the_budget(dataset: Path, base: Path, tm
     assert lengths["narratives"].sum() == told.height
     assert lengths["tokens_max"].max() <= 100
     page = (tmp_path / "report.html").read_text()
-    assert all(part in page for part in ("timeline@2", "useful token share", "narratives cut"))
+    assert all(part in page for part in ("timeline@2", "rows full", "narratives cut"))
     assert page.count("data:image/png;base64,") == 1
     assert not (tmp_path / "summary.json").exists()
 
