@@ -311,4 +311,5 @@ def test_whole_records_are_pretrained_on_to_their_last_token(pretrained):
     assert summaries["whole"]["windows"] > 2 * len(tokens["whole"])
     assert summaries["whole"]["rows"] >= totals["whole"] / 128
     for summary in summaries.values():
-        assert 0.8 < summary["rows_full"] < summary["useful_token_share"] <= 1
+        assert summary["rows_full"] < summary["useful_token_share"] <= 1, "free places are hardly computed"
+    assert summaries["whole"]["rows_full"] > 0.8
