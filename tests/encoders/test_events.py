@@ -230,31 +230,6 @@ def test_a_classifier_gives_its_body_to_another_and_keeps_its_head(
     assert not torch.equal(second.head.weight, first.module.head.weight)
 
 
-def test_each_phrase_is_embedded_once_and_a_later_run_embeds_none(settings, lookups, cohort, tmp_path) -> None:
-    from epicrisis.encoders.event_phrases import PhraseVectors
-
-    run = Log(tmp_path)
-    model = fitted(settings("event_encoder"), lookups, cohort, run)
-    file = next((tmp_path / "embeddings").glob("phrases-*.safetensors"))
-    written = file.stat().st_mtime_ns
-    phrases: PhraseVectors = model.inputs.phrases
-    texts = model.inputs.read(cohort.history(cohort.select("train"))).texts
-    assert np.allclose(phrases.vectors(texts, tmp_path), phrases.vectors(texts, tmp_path / "new"), atol=1e-5)
-    assert file.stat().st_mtime_ns == written
-
-
-def _weights(place: Path) -> dict[str, torch.Tensor]:
-    from safetensors.torch import load_file
-
-    return load_file(place / "model" / "events.safetensors")
-
-
-def _one_process():
-    from accelerate import Accelerator
-
-    return Accelerator(cpu=True)
-
-
 def test_gradients_of_phrases_that_come_often_are_the_same_each_time(settings) -> None:
     """Added up in the order in which threads happen to end, they are not."""
     generator = torch.Generator().manual_seed(0)
@@ -279,3 +254,28 @@ def test_gradients_of_phrases_that_come_often_are_the_same_each_time(settings) -
         torch.set_num_threads(threads)
     assert found[0].abs().sum() > 0
     assert all(torch.equal(one, found[0]) for one in found[1:])
+
+
+def test_each_phrase_is_embedded_once_and_a_later_run_embeds_none(settings, lookups, cohort, tmp_path) -> None:
+    from epicrisis.encoders.event_phrases import PhraseVectors
+
+    run = Log(tmp_path)
+    model = fitted(settings("event_encoder"), lookups, cohort, run)
+    file = next((tmp_path / "embeddings").glob("phrases-*.safetensors"))
+    written = file.stat().st_mtime_ns
+    phrases: PhraseVectors = model.inputs.phrases
+    texts = model.inputs.read(cohort.history(cohort.select("train"))).texts
+    assert np.allclose(phrases.vectors(texts, tmp_path), phrases.vectors(texts, tmp_path / "new"), atol=1e-5)
+    assert file.stat().st_mtime_ns == written
+
+
+def _weights(place: Path) -> dict[str, torch.Tensor]:
+    from safetensors.torch import load_file
+
+    return load_file(place / "model" / "events.safetensors")
+
+
+def _one_process():
+    from accelerate import Accelerator
+
+    return Accelerator(cpu=True)

@@ -126,7 +126,7 @@ def finish_adapter(
         f"continued pretraining of {settings.model.model_name}: tuning perplexity "
         f"{metrics['perplexity_before']:.3f} before, {metrics['perplexity']:.3f} after"
     )
-    metrics = {**metrics, "useful_token_share": useful_token_share(run_directory)}
+    metrics = {**metrics, "useful_token_share": _useful_token_share(run_directory)}
     adapter = run_directory.adapter("clinical")
     told = json.loads((adapter / "narrative.json").read_text())
     figures = report_corpus(run_directory, settings, cohort, lookups, told, rows=rows, lead=f"{text}.", trained=metrics)
@@ -140,12 +140,6 @@ def finish_adapter(
     say(f"{text}; adapter in {adapter}, report: {run_directory.report}")
 
 
-def useful_token_share(run: RunDirectory) -> float:
-    """Of the places that training computed, those with a token: the mean over the intervals that were logged."""
-    name = "train/useful_token_share"
-    return fmean(line[name] for line in run.history() if name in line)
-
-
 def finish_model(settings: Settings, cohort: Cohort, run_directory: RunDirectory, metrics: dict[str, float]) -> None:
     """The summary of a model that was pretrained from scratch."""
     before, after = metrics["loss_before"], metrics["loss"]
@@ -153,6 +147,12 @@ def finish_model(settings: Settings, cohort: Cohort, run_directory: RunDirectory
     summary = {"stage": "pretrain", **metrics, "metrics": _final(metrics), "cohort_notes": cohort.notes}
     run_directory.finish(summary, text)
     say(f"{text}; model in {run_directory.dir / 'model'}")
+
+
+def _useful_token_share(run: RunDirectory) -> float:
+    """Of the places that training computed, those with a token: the mean over the intervals that were logged."""
+    name = "train/useful_token_share"
+    return fmean(line[name] for line in run.history() if name in line)
 
 
 def _final(metrics: Mapping[str, float]) -> dict[str, float]:
