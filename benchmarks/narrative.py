@@ -18,10 +18,10 @@ from itertools import groupby
 import numpy as np
 import polars as pl
 
-from epicrisis.corpus.executors import available_cores
 from epicrisis.narrative import Narrator, render
 from epicrisis.narrative.patterns import MISSING
 from epicrisis.narrative.styles import STYLES
+from epicrisis.tracking.cores import available_cores
 from records import NOW, make_events, narrator_for, rows_of
 from timing import finish, seconds
 
@@ -150,7 +150,7 @@ def time_of_one_record(narrator: Narrator) -> float:
 
 
 def main() -> None:
-    cores = min(2, available_cores())
+    cores = min(2, len(available_cores()))
     narrator = narrator_for("timeline")
     figures: dict[str, float] = {
         "cores": cores,

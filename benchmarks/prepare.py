@@ -20,12 +20,13 @@ import polars as pl
 from transformers import PreTrainedTokenizerFast
 
 from epicrisis.cohort import build_cohort
-from epicrisis.corpus.executors import Executor, available_cores
+from epicrisis.corpus.executors import Executor
 from epicrisis.corpus.part import Part
 from epicrisis.corpus.prepare import EVENTS_PER_PART, prepare
 from epicrisis.corpus.telling import Telling, fit_narrator
 from epicrisis.corpus.tokens import encode_narratives
 from epicrisis.narrative import get_style, render
+from epicrisis.tracking.cores import available_cores
 from families import byte_level
 from records import lookups, make_events, narrator_for, rows_of, write_dataset
 from timing import finish, peak_memory
@@ -90,7 +91,7 @@ def speed_of_whole_texts(dataset: Path, tokenizer: PreTrainedTokenizerFast, run:
 
 
 def main() -> None:
-    cores = min(2, available_cores())
+    cores = min(2, len(available_cores()))
     lesson = make_events(60_000, PER_SUBJECT, seed=1)
     tokenizer = byte_level(render(lesson, rows_of(lesson), narrator_for("timeline"))["narrative"].to_list())
     found: dict[int, Measured] = {}
