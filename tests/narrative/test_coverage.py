@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from functools import partial
 from pathlib import Path
 
@@ -70,18 +71,48 @@ def test_unresolved_codes_come_most_frequent_first_over_all_splits():
     assert unresolved(counts, LOOKUPS, top=1).rows() == [("ICD10CM//X99", "ICD10CM", 2, 2)]
 
 
+SOME_EVENTS = st.lists(
+    st.tuples(st.integers(1, 6), st.sampled_from([*EVENTS["code"], "DIET//Low salt", "DIET//1"])), max_size=30
+)
+
+
+def as_table(events: list[tuple[int, str]]) -> pl.DataFrame:
+    return pl.DataFrame(events, schema={"subject_id": pl.Int64, "code": pl.String}, orient="row")
+
+
+@settings(deadline=None, max_examples=30)
+@given(events=SOME_EVENTS)
+def test_counts_are_those_of_a_plain_recount(events: list[tuple[int, str]]):
+    counts = coverage_counts(as_table(events), LOOKUPS, SPLITS)
+    split_of, known = dict(SPLITS.iter_rows()), CodeWords(LOOKUPS).look_up(as_table(events)["code"])
+    told = {code: ways for code, *ways in known.select("code", "vocabulary", "source", "words").iter_rows()}
+    codes, subjects = defaultdict(list), defaultdict(lambda: defaultdict(list))
+    for subject, code in events:
+        split = split_of.get(subject, "(none)")
+        codes[split, code].append(subject)
+        for vocabulary in (told[code][0], "*"):
+            subjects[split, vocabulary][subject].append(told[code])
+    assert sorted(counts.codes.iter_rows()) == sorted((*key, len(who), len(set(who))) for key, who in codes.items())
+    assert counts.subjects.height == len(subjects)
+    for row in counts.subjects.iter_rows(named=True):
+        each = subjects[row["split"], row["vocabulary"]].values()
+        assert row["n_subjects"] == len(each)
+        assert row["n_subjects_unread"] == sum(not all(reads for *_, reads in events) for events in each)
+        assert row["words"] == pytest.approx(sum(sum(reads for *_, reads in events) / len(events) for events in each))
+        for name in SOURCES:
+            assert row[f"subjects_{name}"] == sum(any(source == name for _, source, _ in events) for events in each)
+
+
 @settings(deadline=None, max_examples=15)
 @given(
-    events=st.lists(st.tuples(st.integers(1, 6), st.sampled_from([*EVENTS["code"], "DIET//Low salt"])), max_size=30),
+    events=SOME_EVENTS,
     shard_of=st.lists(st.integers(0, 2), min_size=6, max_size=6),
 )
 def test_shards_counted_apart_add_up_to_the_whole(events: list[tuple[int, str]], shard_of: list[int]):
-    schema = {"subject_id": pl.Int64, "code": pl.String}
-    whole = pl.DataFrame(events, schema=schema, orient="row")
     shards = [[event for event in events if shard_of[event[0] - 1] == shard] for shard in range(3)]
     count = partial(coverage_counts, words=CodeWords(LOOKUPS), splits=SPLITS)
-    merged = merge_counts(count(pl.DataFrame(shard, schema=schema, orient="row")) for shard in shards)
-    expected = count(whole)
+    merged = merge_counts(count(as_table(shard)) for shard in shards)
+    expected = count(as_table(events))
     assert_frame_equal(merged.codes, expected.codes, check_row_order=False)
     assert_frame_equal(merged.subjects, expected.subjects, check_row_order=False)
     table = coverage(merged, LOOKUPS)

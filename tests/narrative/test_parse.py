@@ -6,6 +6,7 @@ import math
 import re
 from dataclasses import replace
 from datetime import date, datetime, timedelta
+from operator import mul
 
 import numpy as np
 import polars as pl
@@ -17,7 +18,7 @@ from epicrisis.narrative import Narrator, Style, get_style, load_lookups, make_n
 from epicrisis.narrative.book import build_book
 from epicrisis.narrative.parse import EVENT_SCHEMA, parse
 from epicrisis.narrative.patterns import MISSING
-from epicrisis.narrative.times import GapLabel, code_words, distance_code, gap_words, told_before, told_gaps
+from epicrisis.narrative.times import STEPS, GapLabel, code_words, distance_codes, gap_words, told_before, told_gaps
 from epicrisis.narrative.values import CLASS_WORDS
 from epicrisis.settings.problems import InputError
 from tests.narrative.histories import EVENT_SCHEMA as HISTORY_SCHEMA
@@ -185,11 +186,16 @@ def test_golden_narratives_are_read_back(patient, style):
     assert body["text_value"].drop_nulls().to_list() == [value for value in values if isinstance(value, str)]
 
 
+DURATIONS = st.timedeltas(timedelta(0), timedelta(days=40_000))
+WHOLE_UNITS = st.builds(mul, st.sampled_from([step.unit for step in STEPS]), st.integers(1, 100))
+ALMOST_WHOLE = WHOLE_UNITS.map(lambda duration: duration - timedelta(microseconds=1))
+
+
 @settings(max_examples=100, deadline=None)
-@given(st.lists(st.timedeltas(timedelta(0), timedelta(days=40_000)), min_size=1, max_size=20))
+@given(st.lists(DURATIONS | WHOLE_UNITS | ALMOST_WHOLE, min_size=1, max_size=20))
 def test_told_distances_and_gaps_hold_the_real_ones(durations):
     series = pl.Series("gap", durations, dtype=pl.Duration("us"))
-    words = series.to_frame().select(mark=distance_code(pl.col("gap"))).select(code_words("mark")).to_series()
+    words = distance_codes(series).to_frame().select(code_words("gap")).to_series()
     before = told_before((words + " before").fill_null("last hour"))
     assert (before["at_least"] <= series).all(ignore_nulls=False)
     assert (series < before["below"]).all(ignore_nulls=False)

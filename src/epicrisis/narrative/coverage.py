@@ -80,11 +80,12 @@ def coverage_counts(
     in it as `(none)`.
     """
     words = CodeWords(words) if isinstance(words, Lookups) else words
-    counted = _with_split(_by_subject_and_code(events), splits)
-    codes = counted.group_by("split", "code").agg(n_events=pl.col("events").sum(), n_subjects=pl.len())
-    known = counted.join(words.look_up(codes["code"].unique()), on="code", how="left")
-    subjects = [_by_subject(known), _by_subject(known.with_columns(vocabulary=pl.lit(EVERY)))]
-    return CoverageCounts(codes, pl.concat(subjects)).typed()
+    counted = _count(events)
+    homes = _splits_of(counted.subjects, splits)
+    told = counted.codes.to_frame().join(words.look_up(counted.codes), on="code", how="left", maintain_order="left")
+    each = _by_subject_and_kind(counted, told, homes)
+    subjects = [_by_subject(each), _by_subject(each.with_columns(vocabulary=pl.lit(EVERY)))]
+    return CoverageCounts(_by_split_and_code(counted, homes), pl.concat(subjects)).typed()
 
 
 def merge_counts(parts: Iterable[CoverageCounts]) -> CoverageCounts:
@@ -159,36 +160,87 @@ def write_csv(table: pl.DataFrame, path: Path) -> None:
         table.write_csv(part, float_precision=4)
 
 
-def _by_subject_and_code(events: pl.DataFrame) -> pl.DataFrame:
-    """subject_id · code · events: counted as pairs of small integers, which is several times faster."""
-    code, codes = coded(events["code"])
-    begins = changes(events["subject_id"].to_numpy()) if events.height else np.zeros(0, dtype=bool)
-    run = np.cumsum(begins) - 1  # subjects come one after the other; one that came back would be counted apart
+@dataclass(frozen=True)
+class _Counted:
+    """How often which subject has which code.
+
+    subjects, codes: each once. subject, code, events: int64 [n_pairs], places in these, sorted, and the count.
+    """
+
+    subjects: pl.Series
+    codes: pl.Series
+    subject: np.ndarray
+    code: np.ndarray
+    events: np.ndarray
+
+
+def _count(events: pl.DataFrame) -> _Counted:
+    """Counted as pairs of small integers, which is several times faster than as texts."""
+    begins = changes(events["subject_id"].to_numpy())
     subjects = events["subject_id"].filter(begins)
-    if subjects.n_unique() < len(subjects):
-        return _by_subject_and_code(events.sort("subject_id"))
-    pairs = np.sort(run * max(len(codes), 1) + code)
-    first = np.flatnonzero(changes(pairs)) if len(pairs) else np.zeros(0, dtype=int)
-    subject_of, code_of = np.divmod(pairs[first], max(len(codes), 1))
-    counts = np.diff(np.append(first, len(pairs)))
-    return pl.DataFrame({"subject_id": subjects.gather(subject_of), "code": codes.gather(code_of), "events": counts})
+    if subjects.n_unique() < len(subjects):  # one that comes back would be counted as another
+        return _count(events.sort("subject_id"))
+    code, codes = coded(events["code"])
+    n_codes, subject = max(len(codes), 1), np.cumsum(begins) - 1
+    few = len(subjects) * n_codes < 2**31  # half as wide is sorted twice as fast
+    pairs = np.sort((subject * n_codes + code).astype(np.int32 if few else np.int64))
+    first = np.flatnonzero(changes(pairs))
+    subject_of, code_of = np.divmod(pairs[first].astype(np.int64), n_codes)
+    return _Counted(subjects, codes, subject_of, code_of, np.diff(np.append(first, len(pairs))))
 
 
-def _with_split(counted: pl.DataFrame, splits: pl.DataFrame | None) -> pl.DataFrame:
+def _splits_of(subjects: pl.Series, splits: pl.DataFrame | None) -> pl.Series:
+    """The split of each subject."""
     if splits is None:
-        return counted.with_columns(split=pl.lit("all"))
-    counted = counted.join(splits.select("subject_id", "split"), on="subject_id", how="left")
-    return counted.with_columns(pl.col("split").fill_null("(none)"))
+        return pl.repeat("all", len(subjects), eager=True)
+    ours = splits.select("subject_id", "split")
+    placed = subjects.to_frame().join(ours, on="subject_id", how="left", maintain_order="left")
+    return placed["split"].fill_null("(none)")
+
+
+def _by_split_and_code(counted: _Counted, homes: pl.Series) -> pl.DataFrame:
+    """split · code · n_events · n_subjects."""
+    (home, names), n_codes = coded(homes), max(len(counted.codes), 1)
+    pairs = home[counted.subject] * n_codes + counted.code
+    n_subjects, n_events = np.bincount(pairs), np.bincount(pairs, weights=counted.events)
+    found = np.flatnonzero(n_subjects)
+    split, code = np.divmod(found, n_codes)
+    return pl.DataFrame(
+        {
+            "split": names.gather(split),
+            "code": counted.codes.gather(code),
+            "n_events": n_events[found],
+            "n_subjects": n_subjects[found],
+        }
+    )
+
+
+def _by_subject_and_kind(counted: _Counted, told: pl.DataFrame, homes: pl.Series) -> pl.DataFrame:
+    """subject_id · split · vocabulary · source · words · events, of codes that are told alike together.
+
+    told: code · vocabulary · source · words, in the order of the codes.
+    """
+    kind_columns = told.columns[1:]
+    kinds = told.select(kind_columns).unique(maintain_order=True)
+    numbered = kinds.with_row_index("kind")
+    kind = told.join(numbered, on=kind_columns, how="left", nulls_equal=True, maintain_order="left")["kind"]
+    n_kinds = max(kinds.height, 1)
+    pairs = pl.DataFrame({"pair": counted.subject * n_kinds + kind.to_numpy()[counted.code], "events": counted.events})
+    each = pairs.group_by("pair", maintain_order=True).agg(pl.col("events").sum())
+    subject, kind_of = np.divmod(each["pair"].to_numpy(), n_kinds)
+    whose = {"subject_id": counted.subjects.gather(subject), "split": homes.gather(subject)}
+    return kinds[kind_of].with_columns(**whose, events=each["events"])
 
 
 def _by_subject(known: pl.DataFrame) -> pl.DataFrame:
     events = pl.col("events")
-    each = known.group_by(*_GROUP, "subject_id").agg(
+    each = known.group_by(*_GROUP, "subject_id", maintain_order=True).agg(
         *((pl.col("source") == name).any().alias(f"subjects_{name}") for name in SOURCES),
         words=events.filter("words").sum() / events.sum(),
         n_subjects_unread=(~pl.col("words")).any(),
     )
-    return each.group_by(_GROUP).agg(pl.col("words", "n_subjects_unread", *_BY_SOURCE).sum(), n_subjects=pl.len())
+    sums = pl.col("words", "n_subjects_unread", *_BY_SOURCE).sum()
+    return each.group_by(_GROUP, maintain_order=True).agg(sums, n_subjects=pl.len())
 
 
 def _by_event(known: pl.DataFrame) -> pl.DataFrame:

@@ -13,7 +13,7 @@ from epicrisis.narrative.coded import NONE, changes, coded
 from epicrisis.narrative.inventory import Inventory
 from epicrisis.narrative.narrator import Narrator
 from epicrisis.narrative.styles import Section
-from epicrisis.narrative.times import code_words, distance_code, gap_words
+from epicrisis.narrative.times import code_words, distance_codes, gap_words
 from epicrisis.narrative.values import flag_values
 
 FLAGS = ("low", "normal", "high")
@@ -182,7 +182,7 @@ def _when(events: pl.DataFrame, narrator: Narrator) -> Coded:
         marks = events.select(pl.col("time").dt.date().to_physical()).to_series()
         words = pl.col("mark").cast(pl.Date).dt.to_string("%Y-%m-%d")
     else:
-        marks = events.select(distance_code(pl.col("prediction_time") - pl.col("time"))).to_series()
+        marks = distance_codes(events["prediction_time"] - events["time"])
         words = pl.coalesce(code_words("mark") + " before", pl.lit("last hour"))
     places, distinct = coded(marks)
     return places, distinct.to_frame("mark").select(words.alias("text")).to_series()

@@ -104,7 +104,7 @@ def tell(
         n_events_dropped=dropped,
         style=pl.lit(narrator.style.label),
     )
-    header = (layout.slots != NONE).sum(axis=1) * (kept.section == HEADER)
+    header = layout.sizes() * (kept.section == HEADER)
     header_pieces = np.bincount(kept.row, weights=header, minlength=keyed.height).astype(np.int64)
     return Told(table, layout.assembly(keyed.height, dropped > 0), header_pieces)
 

@@ -40,20 +40,23 @@ STEPS = (
 """Each step begins at a whole number of its units, so that nothing older reads as nearer."""
 
 _CODES_PER_STEP = 1_000_000
+_TICK = timedelta(minutes=30)
+"""All units and bounds are whole ticks, so that microseconds are divided once, and small integers from then on."""
 
 
-def distance_code(distance: pl.Expr) -> pl.Expr:
-    """A duration rounded down to whole units, as one integer: the step's place in `STEPS`, then the count."""
-    code = pl.lit(None, dtype=pl.Int32)
+def distance_codes(distances: pl.Series) -> pl.Series:
+    """Durations rounded down to whole units, each as one integer: the step's place in `STEPS`, then the count."""
+    # An expression would count the ticks anew for every step.
+    table = (distances.dt.total_microseconds() // _microseconds(_TICK)).cast(pl.Int32).rename("ticks").to_frame()
+    ticks, code = pl.col("ticks"), pl.lit(None, dtype=pl.Int32)
     for place, step in reversed(list(enumerate(STEPS))):
-        count = (distance.dt.total_microseconds() // _microseconds(step.unit)).cast(pl.Int32)
-        told = count + place * _CODES_PER_STEP
-        code = told if step.below is None else pl.when(distance < step.below).then(told).otherwise(code)
-    return code
+        told = ticks // (step.unit // _TICK) + place * _CODES_PER_STEP
+        code = told if step.below is None else pl.when(ticks < step.below // _TICK).then(told).otherwise(code)
+    return table.select(code.alias(distances.name)).to_series()
 
 
 def code_words(code: str) -> pl.Expr:
-    """The words of a `distance_code`: `3 months`; null for the first hour, which is no whole unit.
+    """The words of one of `distance_codes`: `3 months`; null for the first hour, which is no whole unit.
 
     The same distance always gets the same words, so the reader knows it to within one unit.
     """
@@ -185,7 +188,7 @@ def gap_words(gaps: pl.Series, labels: tuple[GapLabel, ...]) -> pl.DataFrame:
     No words where there is no gap, or one too short to tell: under an hour, or below the first label.
     """
     distinct = gaps.drop_nulls().unique().rename("gap").to_frame()
-    coded = distinct.with_columns(distance_code(pl.col("gap")).alias("code"))
+    coded = distinct.with_columns(distance_codes(distinct["gap"]).alias("code"))
     words = code_words("code") + " later"
     gap = pl.col("gap")
     for label in labels:
