@@ -14,6 +14,7 @@ from __future__ import annotations
 import sys
 import tempfile
 from bisect import bisect_right
+from functools import partial
 from pathlib import Path
 
 import polars as pl
@@ -50,7 +51,7 @@ def main() -> None:
             assert isinstance(tokenizer, EventTokenizer)
             fitted[kind] = tokenizer.fitted
     for kind in KINDS:
-        time = seconds(lambda kind=kind: encode_events(keys, events, fitted[kind]), repeats=3)
+        time = seconds(partial(encode_events, keys, events, fitted[kind]), repeats=3)
         figures[f"{kind}_events_per_second"] = n_events / time
         print(f"{kind:12s} {n_events / time:12,.0f} events/s, {len(fitted[kind].vocabulary):6d} tokens known")
     plain = PlainEncoder(fitted["ethos"])
@@ -90,7 +91,9 @@ class PlainEncoder:
 
     def encode(self, record: list[tuple]) -> list[int]:
         """record: (time, code, value, text, unit) of one row, undated first."""
-        birth, last, sex, first, body = None, None, [], None, []
+        sex: list[int] = []
+        body: list[int] = []
+        birth = first = last = None
         for time, code, value, _, unit in record:
             if code == "MEDS_BIRTH":
                 birth = time
@@ -106,6 +109,8 @@ class PlainEncoder:
             if value is not None and (code, unit) in self._bins:
                 starts, tokens = self._bins[code, unit]
                 body.append(tokens[bisect_right(starts, value)])
+        assert birth is not None  # these records tell both
+        assert first is not None
         age = first.year - birth.year - ((first.month, first.day) < (birth.month, birth.day))
         return [self._ages[min(max(age, 0) // 5, len(self._ages) - 1)], *sex, *body]
 

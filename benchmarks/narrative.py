@@ -27,6 +27,10 @@ from timing import finish, seconds
 
 PER_SUBJECT = 300
 PART = 500_000
+PLAIN = 60_000
+"""Events that the serialiser in Python tells."""
+LONG = 100_200
+"""Events of the long record."""
 SIZES = (100_000, 1_000_000, 10_000_000)
 
 
@@ -52,7 +56,8 @@ class EventByEvent:
             yield self.narrative(list(rows))
 
     def narrative(self, rows: list[dict]) -> str:
-        sex, birth, lines, heading = "", None, [], None
+        sex, birth, heading = "", NOW, None
+        lines: list[list[str]] = []
         for row in rows:
             if row["code"].startswith("GENDER//"):
                 sex = "woman" if row["code"].endswith("F") else "man"
@@ -123,7 +128,7 @@ def tell_in_parts(events: pl.DataFrame, rows: pl.DataFrame, narrator: Narrator, 
 
 def python_speed(narrator: Narrator, *, remember: bool) -> float:
     """Events per second of the Python serialiser, whose texts are ours."""
-    events = make_events(60_000, PER_SUBJECT)
+    events = make_events(PLAIN, PER_SUBJECT)
     python = EventByEvent(narrator, remember=remember)
     theirs, ours = list(python.tell(events)), render(events, rows_of(events), narrator)["narrative"].to_list()
     if theirs != ours:
@@ -142,8 +147,8 @@ def our_speed(size: int, narrator: Narrator, cores: int) -> float:
 
 
 def time_of_one_record(narrator: Narrator) -> float:
-    """How much longer 100,200 events take in one record than in 334."""
-    many, one = make_events(100_200, PER_SUBJECT), make_events(100_200, 100_200)
+    """How much longer LONG events take in one record than in many."""
+    many, one = make_events(LONG, PER_SUBJECT), make_events(LONG, LONG)
     rows_many, rows_one = rows_of(many), rows_of(one)
     took_many = seconds(lambda: render(many, rows_many, narrator), 7)
     return seconds(lambda: render(one, rows_one, narrator), 7) / took_many

@@ -31,6 +31,7 @@ from families import byte_level
 from records import lookups, make_events, narrator_for, rows_of, write_dataset
 from timing import finish, peak_memory
 
+LESSON = 60_000
 PER_SUBJECT = 300
 PER_FILE = 499_800
 SIZES = (1_000_000, 10_000_000)
@@ -92,7 +93,7 @@ def speed_of_whole_texts(dataset: Path, tokenizer: PreTrainedTokenizerFast, run:
 
 def main() -> None:
     cores = min(2, len(available_cores()))
-    lesson = make_events(60_000, PER_SUBJECT, seed=1)
+    lesson = make_events(LESSON, PER_SUBJECT, seed=1)
     tokenizer = byte_level(render(lesson, rows_of(lesson), narrator_for("timeline"))["narrative"].to_list())
     found: dict[int, Measured] = {}
     with tempfile.TemporaryDirectory() as place:

@@ -52,8 +52,8 @@ def _filled(known: pl.DataFrame, code: str, term: str, size: int) -> pl.DataFram
 
 def lookups() -> Lookups:
     """The shipped tables and the descriptions of the vocabulary."""
-    tables = [shipped_lookup(name) for name in ("medical", "lab", "region", "time")]
-    return load_lookups(*tables, codes=vocabulary())
+    medical, lab, region, time = (shipped_lookup(name) for name in ("medical", "lab", "region", "time"))
+    return load_lookups(medical, lab, region, time, codes=vocabulary())
 
 
 def narrator_for(style: str) -> Narrator:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
@@ -34,7 +35,7 @@ def config_of(shape: str, vocabulary: int = 8192) -> PreTrainedConfig:
         if config.vocab_size < vocabulary:
             raise ValueError(f"{shape} has {config.vocab_size} tokens, and {vocabulary} are asked for")
     else:
-        values = _TINY if shape == "tiny" else _SMALL
+        values: dict[str, Any] = _TINY if shape == "tiny" else _SMALL
         config = LlamaConfig(vocab_size=vocabulary, num_key_value_heads=2, max_position_embeddings=LONGEST, **values)
     config.architectures = ["MistralForCausalLM" if config.model_type == "mistral" else "LlamaForCausalLM"]
     return config
@@ -45,7 +46,8 @@ def write_base(config: PreTrainedConfig, folder: Path, dtype: torch.dtype, seed:
     folder.mkdir(parents=True, exist_ok=True)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     generator = torch.Generator(device).manual_seed(seed)
-    places, total = {}, 0
+    places: dict[str, str] = {}
+    total = 0
     for number, names in enumerate(_shards(config, dtype)):
         file = f"model-{number:05d}.safetensors"
         weights = {name: _random(name, shape, generator, device).to(dtype).cpu() for name, shape in names.items()}

@@ -116,7 +116,8 @@ def trainer_useful_share(records: list[np.ndarray]) -> float:
 
 def main() -> None:
     logging.set_verbosity_error()
-    records, rates = make_records(), {"trainer": [], "here": []}
+    records = make_records()
+    rates: dict[str, list[float]] = {"trainer": [], "here": []}
     with tempfile.TemporaryDirectory() as place:
         settings = make_settings(Path(place))
         for _ in range(REPEATS):

@@ -22,7 +22,7 @@ from families import FAMILIES
 from records import make_events, narrator_for, rows_of
 from timing import finish, seconds
 
-EVENTS, PER_SUBJECT = 1_500_000, 300
+EVENTS, LESSON, PER_SUBJECT = 1_500_000, 60_000, 300
 
 
 def measure(tokenizer: PreTrainedTokenizerFast, assembly: Assembly) -> dict[str, float]:
@@ -45,7 +45,7 @@ def main() -> None:
     narrator = narrator_for("timeline")
     events = make_events(EVENTS, PER_SUBJECT)
     assembly = tell(events, rows_of(events), narrator).assembly
-    lesson = make_events(60_000, PER_SUBJECT, seed=1)
+    lesson = make_events(LESSON, PER_SUBJECT, seed=1)
     texts = render(lesson, rows_of(lesson), narrator)["narrative"].to_list()
     figures: dict[str, float] = {"events": EVENTS, "pieces": len(assembly.pieces), "distinct": len(assembly.texts)}
     ratios = []

@@ -14,6 +14,9 @@ LEARNING_RATE = 2e-3
 SEED = 0
 
 
+Engine = Literal["epicrisis", "trl", "unsloth"]
+
+
 @dataclass(frozen=True)
 class Case:
     """One way to train.
@@ -24,7 +27,7 @@ class Case:
     """
 
     name: str
-    engine: Literal["epicrisis", "trl", "unsloth"]
+    engine: Engine
     packing: str = "bfd"
     at_once: int = 1
     accumulated: int = 8

@@ -22,7 +22,7 @@ import math
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, replace
 from importlib.metadata import version
@@ -39,7 +39,7 @@ from epicrisis.llm.forecast import flop_per_token, matmul_speed
 from epicrisis.llm.memory import Shape
 from shapes import PUBLISHED, SHAPES, config_of
 from timing import finish
-from train_cases import Case, Outcome, case_from, failed
+from train_cases import Case, Engine, Outcome, case_from, failed
 from train_ground import ROWS, VOCABULARY, Ground, lay_ground
 
 TARGET = 0.98
@@ -139,7 +139,9 @@ def compare(
     choices: a file that the chosen settings are kept in; where it is there, they are taken from it.
     """
     with ExitStack() as stack:
-        names = ["epicrisis", "trl", *(["unsloth"] if find_spec("unsloth") else [])]
+        names: list[Engine] = ["epicrisis", "trl"]
+        if find_spec("unsloth"):
+            names.append("unsloth")
         engines = {name: stack.enter_context(contestant(ground)) for name in names}
         for name, process in engines.items():  # nobody imports while others are timed
             process.run(Case("warm-up", name, "", ground.step_documents, 1, ground.max_length, ground.step_documents))
@@ -158,7 +160,7 @@ def compare(
     return outcomes, best
 
 
-def choose(ground: Ground, engines: dict[str, Contestant], **others: Any) -> dict[str, Case]:
+def choose(ground: Ground, engines: Mapping[Engine, Contestant], **others: Any) -> dict[str, Case]:
     """TRL as it comes, and of each engine the settings that were fastest in a short run."""
     steps = min(3, ground.documents // ground.step_documents)
     best = {"TRL padded": padded_case(ground, **others)}
@@ -208,7 +210,7 @@ def levers(ground: Ground, *, load_in_4bit: bool, dtype: str) -> list[Case]:
     A row that cannot run here says why; the rows after the attentions take FlashAttention where it runs, else SDPA.
     """
     at_once = min(4, ROWS)
-    shared = {"max_length": ground.max_length, "dtype": dtype, "load_in_4bit": load_in_4bit}
+    shared: dict[str, Any] = {"max_length": ground.max_length, "dtype": dtype, "load_in_4bit": load_in_4bit}
     padded = Case(
         "padded", "epicrisis", "", at_once, math.ceil(ground.step_documents / at_once), loss="whole", **shared
     )
@@ -341,6 +343,8 @@ def main() -> None:
     parser.add_argument("--plot", type=Path, default=Path("train_losses.png"), help="where the losses are drawn")
     parser.add_argument("--folder", type=Path, help="keep base and narratives here, and use those that lie here")
     arguments = parser.parse_args()
+    if arguments.steps < 2:
+        parser.error("--steps: the first step warms up and is not counted, so ask for two or more")
     arguments.max_length = arguments.max_length or (2048 if arguments.shape in PUBLISHED else 512)
     with tempfile.TemporaryDirectory() as made:
         folder = arguments.folder or Path(made)
