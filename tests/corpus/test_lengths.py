@@ -83,9 +83,9 @@ def test_the_table_of_a_small_corpus():
 
 def test_the_lines_of_a_small_corpus():
     assert lengths_text(SMALL).splitlines() == [
-        "train: 4 narratives of 50 tokens on average (at most 60), 5.0 tokens per event told; 52 events, 12 of them "
+        "train: 4 narratives of 50 tokens on average (at most 60), 5.0 tokens per event kept; 52 events, 12 of them "
         "beyond the token budget",
-        "tuning: 1 narratives of 100 tokens on average (at most 100), 0.0 tokens per event told; 0 events, 0 of them "
+        "tuning: 1 narratives of 100 tokens on average (at most 100), 0.0 tokens per event kept; 0 events, 0 of them "
         "beyond the token budget",
     ]
 

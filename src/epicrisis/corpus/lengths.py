@@ -18,7 +18,7 @@ BINS = 40
 _IN_ORDER = pl.col("split").replace_strict({"train": 0, "tuning": 1, "held_out": 2}, default=3)
 # In 64 bits: the tokens of a hospital do not add up in the 32 that one narrative's need.
 _TOKENS, _EVENTS, _DROPPED = (pl.col(name).cast(pl.Int64) for name in ("n_tokens", "n_events", "n_events_dropped"))
-_TOLD = _EVENTS - _DROPPED
+_KEPT = _EVENTS - _DROPPED
 
 
 def length_statistics(lengths: pl.DataFrame) -> pl.DataFrame:
@@ -39,7 +39,7 @@ def length_statistics(lengths: pl.DataFrame) -> pl.DataFrame:
             tokens_max=_TOKENS.max(),
             events=_EVENTS.sum(),
             events_dropped=_DROPPED.sum(),
-            tokens_per_event=pl.when(_TOLD.sum() > 0).then(_TOKENS.sum() / _TOLD.sum()),
+            tokens_per_event=pl.when(_KEPT.sum() > 0).then(_TOKENS.sum() / _KEPT.sum()),
         )
         .sort("split")
     )
@@ -74,7 +74,7 @@ def lengths_text(lengths: pl.DataFrame) -> str:
     """One line per split that says how long its narratives are; `lengths` as in `length_statistics`."""
     return "\n".join(
         f"{row['split']}: {row['n']:,} narratives of {row['tokens_mean']:.0f} tokens on average (at most "
-        f"{row['tokens_max']:,}), {row['tokens_per_event'] or 0:.1f} tokens per event told; {row['events']:,} events, "
+        f"{row['tokens_max']:,}), {row['tokens_per_event'] or 0:.1f} tokens per event kept; {row['events']:,} events, "
         f"{row['events_dropped']:,} of them beyond the token budget"
         for row in length_statistics(lengths).iter_rows(named=True)
     )
@@ -88,7 +88,7 @@ def length_bins(lengths: pl.DataFrame) -> pl.DataFrame:
     99th percentile over all splits, of which neighbours are joined where they are too empty; the outermost hold
     the shortest and the longest narratives too.
     """
-    told = lengths.select("split", tokens=_TOKENS, tokens_per_event=pl.when(_TOLD > 0).then(_TOKENS / _TOLD))
+    told = lengths.select("split", tokens=_TOKENS, tokens_per_event=pl.when(_KEPT > 0).then(_TOKENS / _KEPT))
     schema = {"of": pl.String, "split": pl.String, "at_least": pl.Float64, "below": pl.Float64, "narratives": pl.Int64}
     rows = []
     for of in ("tokens", "tokens_per_event"):

@@ -27,7 +27,7 @@ GUIDE: dict[str, Any] = {"color": "#bbbbbb", "linewidth": 1, "zorder": 0}
 PANELS_PER_ROW = 3
 SPLITS = ("train", "tuning", "held_out")
 ALL_ROWS_APART = 1.5
-LENGTH_AXES = {"tokens": "tokens of a narrative", "tokens_per_event": "tokens per event told"}
+LENGTH_AXES = {"tokens": "tokens of a narrative", "tokens_per_event": "tokens per event kept"}
 
 Arms = Mapping[str, pl.DataFrame]
 
