@@ -13,7 +13,6 @@ TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down
 LEARNING_RATE = 2e-3
 SEED = 0
 
-
 Engine = Literal["epicrisis", "trl", "unsloth"]
 
 

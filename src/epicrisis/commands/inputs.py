@@ -10,7 +10,7 @@ from epicrisis.cohort import Cohort, build_cohort
 from epicrisis.events.patient_json import convert_patients
 from epicrisis.events.tokenised import convert_tokenised
 from epicrisis.narrative import Lookups, load_lookups, shipped_lookup
-from epicrisis.narrative.coverage import CoverageCounts, coverage, coverage_counts, merge_counts
+from epicrisis.narrative.coverage import CodeWords, CoverageCounts, coverage, coverage_counts, merge_counts
 from epicrisis.settings import Settings, refuse
 from epicrisis.tracking.stamps import mark_done, stage_done
 
@@ -63,7 +63,8 @@ def coverage_counts_of(cohort: Cohort, rows: pl.DataFrame, lookups: Lookups) -> 
     """What `coverage` and `unresolved` need of the codes visible at these rows, counted shard by shard."""
     splits = rows.select("subject_id", "split").unique()
     shards = (events.select("subject_id", "code").collect() for _, events in cohort.history(rows).shards())
-    return merge_counts(coverage_counts(events, lookups, splits) for events in shards)
+    words = CodeWords(lookups)
+    return merge_counts(coverage_counts(events, words, splits) for events in shards)
 
 
 def _codes_in(cohort: Cohort) -> pl.Series:

@@ -29,6 +29,7 @@ FEWEST_SUBJECTS = 10
 
 _TEMPLATE = "coverage_template.html"
 _GROUP = ("split", "vocabulary")
+_KIND = ("vocabulary", "source", "words")
 _BY_SOURCE = tuple(f"subjects_{name}" for name in SOURCES)
 _CODE_COUNTS = ("n_events", "n_subjects")
 _SUBJECT_COUNTS = ("n_subjects", "n_subjects_unread", *_BY_SOURCE)
@@ -181,7 +182,7 @@ def _count(events: pl.DataFrame) -> _Counted:
     if subjects.n_unique() < len(subjects):  # one that comes back would be counted as another
         return _count(events.sort("subject_id"))
     code, codes = coded(events["code"])
-    n_codes, subject = max(len(codes), 1), np.cumsum(begins) - 1
+    n_codes, subject = len(codes), np.cumsum(begins) - 1
     few = len(subjects) * n_codes < 2**31  # half as wide is sorted twice as fast
     pairs = np.sort((subject * n_codes + code).astype(np.int32 if few else np.int64))
     first = np.flatnonzero(changes(pairs))
@@ -200,7 +201,8 @@ def _splits_of(subjects: pl.Series, splits: pl.DataFrame | None) -> pl.Series:
 
 def _by_split_and_code(counted: _Counted, homes: pl.Series) -> pl.DataFrame:
     """split · code · n_events · n_subjects."""
-    (home, names), n_codes = coded(homes), max(len(counted.codes), 1)
+    home, names = coded(homes)
+    n_codes = len(counted.codes)
     pairs = home[counted.subject] * n_codes + counted.code
     n_subjects, n_events = np.bincount(pairs), np.bincount(pairs, weights=counted.events)
     found = np.flatnonzero(n_subjects)
@@ -220,14 +222,12 @@ def _by_subject_and_kind(counted: _Counted, told: pl.DataFrame, homes: pl.Series
 
     told: code · vocabulary · source · words, in the order of the codes.
     """
-    kind_columns = told.columns[1:]
-    kinds = told.select(kind_columns).unique(maintain_order=True)
+    kinds = told.select(_KIND).unique(maintain_order=True)
     numbered = kinds.with_row_index("kind")
-    kind = told.join(numbered, on=kind_columns, how="left", nulls_equal=True, maintain_order="left")["kind"]
-    n_kinds = max(kinds.height, 1)
-    pairs = pl.DataFrame({"pair": counted.subject * n_kinds + kind.to_numpy()[counted.code], "events": counted.events})
+    kind = told.join(numbered, on=_KIND, how="left", nulls_equal=True, maintain_order="left")["kind"].to_numpy()
+    pairs = pl.DataFrame({"pair": counted.subject * kinds.height + kind[counted.code], "events": counted.events})
     each = pairs.group_by("pair", maintain_order=True).agg(pl.col("events").sum())
-    subject, kind_of = np.divmod(each["pair"].to_numpy(), n_kinds)
+    subject, kind_of = np.divmod(each["pair"].to_numpy(), kinds.height)
     whose = {"subject_id": counted.subjects.gather(subject), "split": homes.gather(subject)}
     return kinds[kind_of].with_columns(**whose, events=each["events"])
 
